@@ -1,0 +1,47 @@
+# Everything a person runs here. `make demo` and `make test` set up what they need; nothing else has to be installed
+# first but Python >= 3.11 and make. uv is used where it is present, because it is faster; pip does the same.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+export UV_PYTHON_DOWNLOADS := never
+
+.PHONY: demo test setup check format test-wire bench clean help
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+demo: setup      ## the whole story: two agents, every kind of answer, recorded and verified
+	@$(BIN)/broker demo
+
+test: setup      ## the one gate: lint, types, import floors, laws and stories
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/pytest
+
+format: setup    ## format and fix what can be fixed by itself
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test-wire: setup ## real clients that install through npm (Inspector, TypeScript SDKs, Claude Code)
+	$(BIN)/python tests/wire/run.py
+
+bench: setup     ## calls per second and latency, direct and through the broker, as ratios of one run
+	$(BIN)/python tests/bench/run.py
+
+setup: $(VENV)/.ready ## the virtual environment in .venv
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python >= 3.11 is needed; set PYTHON=/path/to/python"; exit 1; }
+	@if command -v uv >/dev/null; then \
+	  uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+	  uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[test,demo]'; \
+	else \
+	  $(PYTHON) -m venv $(VENV) && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,demo]'; \
+	fi
+	@touch $@
+
+clean:           ## remove what setup and the tests made
+	rm -rf $(VENV) .wire .bench .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,91 @@
+"""Who calls. Each way to authenticate is one row of the table; the gatekeeper asks them in turn.
+
+What must not live here: what a caller may do (policies), and how tokens are given out (authserver).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from broker.errors import Unauthenticated
+from broker.model.principal import Principal
+from broker.ports import Authenticator, Clock, Directory
+from broker.settings import Settings
+
+AUTHENTICATORS: Mapping[str, str] = {
+    "jwt": "broker.auth.jwt:AccessTokens",
+    "api_key": "broker.auth.api_key:ApiKeys",
+    "local": "broker.auth.local:Local",
+}
+"""name → "module:Name" of a class that is built with a Context and keeps ports.Authenticator, and `aclose`."""
+
+CREDENTIAL_CHARS = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What an authenticator gets from the house. base_url: where this broker is, known when it listens."""
+
+    settings: Settings
+    directory: Directory
+    clock: Clock
+    base_url: Callable[[], str]
+
+
+def authenticators(context: Context) -> tuple[Authenticator, ...]:
+    """One of each row, in the order of the table."""
+    built: list[Authenticator] = []
+    for reference in AUTHENTICATORS.values():
+        module, _, name = reference.partition(":")
+        kind: Any = getattr(import_module(module), name)
+        built.append(kind(context))
+    return tuple(built)
+
+
+class Gatekeeper:
+    """The one door for credentials. What no authenticator knows is refused as what one of them found invalid."""
+
+    def __init__(self, authenticators: Sequence[Authenticator]) -> None:
+        self._authenticators = tuple(authenticators)
+
+    async def authenticate(self, credential: str | None) -> Principal:
+        """Who presents this credential (the token of `Authorization: Bearer`, without the word).
+
+        Raises Unauthenticated (facts: reason, a stable word; "missing" without a credential); RecordUnavailable when
+        the directory cannot be read.
+        """
+        if not credential:
+            raise Unauthenticated(
+                "This broker wants to know who calls, and no credential was sent.",
+                next_step="Send an access token or an API key as Authorization: Bearer.",
+                reason="missing",
+            )
+        if len(credential) <= CREDENTIAL_CHARS and credential.isascii():
+            for authenticator in self._authenticators:
+                principal = await authenticator.authenticate(credential)
+                if principal is not None:
+                    return principal
+        raise Unauthenticated(
+            "The credential is not valid here.",
+            next_step="Get a new access token and try again.",
+            reason="unknown",
+        )
+
+    async def recheck(self, principal: Principal) -> None:
+        """Whether a principal of before may still act, for calls that run long after they were authenticated.
+
+        Raises Unauthenticated or InsufficientScope when not; RecordUnavailable.
+        """
+        for authenticator in self._authenticators:
+            if await authenticator.recheck(principal):
+                return
+        raise Unauthenticated("Nobody here vouches for this caller any more.", reason="revoked")
+
+    async def aclose(self) -> None:
+        for authenticator in self._authenticators:
+            close = getattr(authenticator, "aclose", None)
+            if close is not None:
+                await close()

@@ -1,0 +1,75 @@
+"""One call on its way to a backend, and what is known about it: how "nothing left" is told from "nobody can say".
+
+It travels in a context variable and not in arguments, because the MCP SDK stands between a call and the socket: it
+carries the context of whoever sent a message into the task that posts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import httpx2
+
+from broker.errors import Broken, BrokerError, TimedOut, Unavailable
+
+
+class Cut(httpx2.StreamError):
+    """A request or its answer was cut off. error: what the caller is to be told."""
+
+    def __init__(self, error: BrokerError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """deadline: in anyio's clock. send: headers of this call. left: a byte of it was written. status, headers: of the
+    answer. Settled once, by whoever is first: with a result or with an error.
+    """
+
+    deadline: float
+    send: Mapping[str, str] = field(default_factory=dict[str, str])
+    left: bool = False
+    status: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    error: BrokerError | None = None
+    result: dict[str, Any] | None = None
+    settled: anyio.Event = field(default_factory=anyio.Event)
+
+    def fail(self, error: BrokerError) -> None:
+        """The first failure is the cause; what follows are its consequences."""
+        if not self.settled.is_set():
+            self.error = error
+            self.settled.set()
+
+    def succeed(self, result: dict[str, Any]) -> None:
+        if not self.settled.is_set():
+            self.result = result
+            self.settled.set()
+
+    def unanswered(self, sentence: str, reason: str) -> BrokerError:
+        """The error for an exchange that broke, by whether anything of it had left."""
+        if self.left:
+            return Broken(
+                f"{sentence} ({reason}); whether it was done is unknown.", next_step="Check before you try again."
+            )
+        return Unavailable(f"{sentence} ({reason}). Nothing was sent.", next_step="Try again shortly.", reason=reason)
+
+    def overdue(self, backend: str, timeout_s: float) -> BrokerError:
+        """The error for an exchange whose deadline passed."""
+        if self.left:
+            return TimedOut(
+                f"Backend {backend!r} did not answer within {timeout_s:g} s; whether it was done is unknown.",
+                next_step="Check before you try again.",
+            )
+        return Unavailable(
+            f"Backend {backend!r} could not be reached within {timeout_s:g} s. Nothing was sent.",
+            next_step="Try again shortly.",
+        )
+
+
+EXCHANGE: ContextVar[Exchange | None] = ContextVar("broker_exchange", default=None)

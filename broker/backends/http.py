@@ -1,0 +1,380 @@
+"""HTTP APIs as tools: the manifest's request made once, its answer read strictly.
+
+The broker's headers on each call: `Idempotency-Key` and `X-Broker-Call-Id` (both the call's id), `traceparent`,
+`User-Agent`. Nothing of the agent's request is forwarded, because nothing of it is looked at.
+
+Only idempotent tools are tried again, within the same deadline and under the same key: after a failed connect or one of
+the listed statuses. What the caller is told about the effect counts every attempt, not only the last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self, cast
+
+import anyio
+import httpx2
+import orjson
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from broker.backends.address import Origin
+from broker.backends.breaker import Breaker
+from broker.backends.bulkhead import Bulkhead
+from broker.backends.connecting import tls_of
+from broker.backends.credential import Credential, outbound
+from broker.backends.decoding import excerpt, is_json, media_type, strict_json
+from broker.backends.exchange import EXCHANGE, Cut, Exchange
+from broker.backends.placement import (
+    RESERVED_HEADERS,
+    Placed,
+    Placement,
+    Placements,
+    compile_placements,
+    header_fault,
+)
+from broker.backends.rejection import rejected
+from broker.backends.spec import Bytes, Seconds, Section, Tls
+from broker.backends.transport import Wire, client, quiet
+from broker.errors import AnswerWithheld, BackendError, Broken, BrokerError, Unavailable
+from broker.model.answer import Answer
+from broker.model.call import Call
+from broker.model.tool import Tool
+from broker.ports import BackendContext, Health, Offer
+
+LAST_CALLS_S = 5.0  # how long closing waits for calls under way
+PAUSE_S = 0.1  # before a second attempt; doubles, with jitter
+
+
+class Retry(Section):
+    """attempts: in all, the first included. statuses: answers worth another attempt. Idempotent tools only."""
+
+    attempts: int = Field(default=2, ge=1, le=5, description="Attempts in all, for idempotent tools only.")
+    statuses: list[int] = Field(default=[502, 503], description="HTTP statuses that are tried again.")
+
+
+class Spec(Section):
+    """The `http:` section of a backend."""
+
+    base_url: str = Field(description="Scheme, host, port and path prefix; tools cannot leave it.")
+    allow_private: bool = Field(default=False, description="The host is on loopback or in a private network.")
+    timeout: Seconds = Field(default=30.0, gt=0, description="Total time of a call, unless the tool allows less.")
+    connect_timeout: Seconds = Field(default=3.0, gt=0, description="Time to connect.")
+    concurrent: int = Field(default=20, ge=1, le=10_000, description="Calls at a time.")
+    queue_timeout: Seconds = Field(default=2.0, ge=0, description="How long a call waits for a free place.")
+    retry: Retry = Field(default=Retry(), description="When a call of an idempotent tool is tried again.")
+    response_bytes: Bytes = Field(default=8_388_608, ge=1024, description="Largest answer, compressed and not.")
+    headers: dict[str, str] = Field(default={}, description="Constant headers of every request.")
+    credential: Credential | None = Field(default=None, description="How the broker identifies itself.")
+    tls: Tls = Field(default=Tls(), description="How the certificate is verified.")
+
+    @model_validator(mode="after")
+    def _judged(self) -> Self:
+        Origin.parse(self.base_url, allow_private=self.allow_private)
+        return self
+
+    @field_validator("headers")
+    @classmethod
+    def _constant(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name, value in headers.items():
+            if name.lower() in RESERVED_HEADERS - {"user-agent"} or not name.replace("-", "").isalnum():
+                raise ValueError(f"{name!r} is not for manifests; credentials belong in `credential`")
+            if fault := header_fault(value):
+                raise ValueError(f"the value of {name} {fault}")
+        return headers
+
+    @property
+    def origin(self) -> Origin:
+        """Where every request of this backend goes, and nowhere else."""
+        return Origin.parse(self.base_url, allow_private=self.allow_private)
+
+
+class Action(Section):
+    """The `http:` section of a tool."""
+
+    method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = Field(
+        default="GET", description="The HTTP method."
+    )
+    path: str = Field(description="Path under base_url; {name} is one encoded segment from an argument.")
+    query: dict[str, Placement] = Field(
+        default={}, description="Query parameters: an argument's name, {arg} or {const}."
+    )
+    headers: dict[str, Placement] = Field(default={}, description="Headers: an argument's name, {arg} or {const}.")
+    body: Any = Field(default=None, description="JSON body: nested mappings of placements, or {arg: name}.")
+
+
+@dataclass(slots=True)
+class _Attempts:
+    """What earlier attempts of one call left behind."""
+
+    left: bool = False
+
+    def honest(self, error: BrokerError) -> BrokerError:
+        """`effect: none` is said only when nothing of any attempt left."""
+        if self.left and error.effect == "none":
+            error.effect = "unknown"
+        return error
+
+
+class HttpBackend:
+    kind = "http"
+
+    def __init__(self, name: str, spec: Spec, context: BackendContext) -> None:
+        self.name = name
+        self._spec = spec
+        self._context = context
+        self._origin = spec.origin
+        self._places = Bulkhead(name, places=spec.concurrent, wait_s=spec.queue_timeout)
+        self._breaker = Breaker(name, anyio.current_time)
+        self._state: Literal["starting", "up", "down"] = "starting"
+        self._detail = ""
+        self._since_ms = context.clock.now_ms()
+        self._client: httpx2.AsyncClient | None = None
+        self._closed = False
+        self._auth = None
+
+    async def open(self) -> None:
+        """Nothing is sent: an API is asked when it is called. TLS files that cannot be used show in `health`."""
+        try:
+            tls = None
+            if self._origin.scheme == "https" or (self._spec.credential and self._spec.credential.oauth):
+                tls = await anyio.to_thread.run_sync(tls_of, self._spec.tls, self._context.directory)
+        except OSError as error:  # ssl.SSLError is one
+            self._become("down", f"its TLS files cannot be used: {error.strerror or 'not PEM'}")
+            return
+        quiet()
+        self._auth = outbound(self.name, self._spec.credential, self._context.secrets, tls)
+        wire = Wire(
+            self.name,
+            self._origin,
+            allow_private=self._spec.allow_private,
+            cap=self._spec.response_bytes,
+            connections=self._spec.concurrent,
+            connect_s=self._spec.connect_timeout,
+            tls=tls if self._origin.scheme == "https" else None,
+        )
+        self._client = client(
+            wire, auth=self._auth, headers={"Accept": "application/json, text/*", **self._spec.headers}
+        )
+        self._become("up", "")
+
+    def _become(self, state: Literal["up", "down"], detail: str) -> None:
+        self._state, self._detail, self._since_ms = state, detail, self._context.clock.now_ms()
+        self._context.offer_changed(self.name)
+
+    async def call(self, tool: Tool, arguments: Mapping[str, Any], call: Call) -> Answer:
+        """See ports.Backend. Raises InvalidArguments (effect none) for a value its place cannot carry, too."""
+        if self._client is None or self._closed:
+            raise Unavailable(f"Backend {self.name!r} is closed or cannot be used ({self._detail}). Nothing was sent.")
+        placements = cast("Placements", tool.action)
+        placed = placements.place(arguments)
+        timeout_s = min(tool.timeout_s, self._spec.timeout)
+        deadline = anyio.current_time() + timeout_s
+        repeatable = tool.idempotent or tool.effect == "read"
+        attempts = _Attempts()
+        try:
+            async with self._places.place(deadline):
+                return await self._attempt(
+                    placed, call, deadline, self._spec.retry.attempts if repeatable else 1, attempts
+                )
+        except TimeoutError:
+            raise attempts.honest(Exchange(deadline, left=attempts.left).overdue(self.name, timeout_s)) from None
+
+    async def _attempt(self, placed: Placed, call: Call, deadline: float, most: int, attempts: _Attempts) -> Answer:
+        """Up to `most` times. Raises TimeoutError at the deadline."""
+        pause_s = PAUSE_S
+        with anyio.fail_after(deadline - anyio.current_time()):
+            while True:
+                most -= 1
+                try:
+                    return await self._once(placed, call, deadline, attempts)
+                except BackendError as error:
+                    wait_s = error.facts.get("retry_after_ms", 0) / 1000 or pause_s * random.uniform(0.5, 1.5)  # noqa: S311 – jitter
+                    late = anyio.current_time() + wait_s >= deadline
+                    if most <= 0 or late or not self._worth_again(error):
+                        raise attempts.honest(error) from None
+                await anyio.sleep(wait_s)
+                pause_s *= 2
+
+    def _worth_again(self, error: BackendError) -> bool:
+        if isinstance(error, Unavailable):
+            return not self._breaker.reason
+        return error.facts.get("http_status") in self._spec.retry.statuses
+
+    async def _once(self, placed: Placed, call: Call, deadline: float, attempts: _Attempts) -> Answer:
+        self._breaker.enter()
+        exchange = Exchange(deadline)
+        mark = EXCHANGE.set(exchange)
+        told = False
+        try:
+            answer = await self._ask(placed, call, exchange)
+            told = True
+            self._reached()
+            return answer
+        except Unavailable as error:
+            told = True
+            self._unreached(str(error.facts.get("reason", error.message)))
+            raise
+        except BrokerError:
+            told = True
+            self._reached()
+            raise
+        finally:
+            EXCHANGE.reset(mark)
+            attempts.left = attempts.left or exchange.left
+            if not told and not exchange.left and anyio.current_time() >= deadline:
+                self._unreached("no connection in time")
+            elif not told:
+                self._breaker.left()
+
+    def _reached(self) -> None:
+        was_open = bool(self._breaker.reason)
+        self._breaker.succeeded()
+        if was_open:
+            self._become("up", "")
+
+    def _unreached(self, reason: str) -> None:
+        was_open = bool(self._breaker.reason)
+        self._breaker.failed(reason)
+        if not was_open and self._breaker.reason:
+            self._since_ms = self._context.clock.now_ms()
+            self._context.offer_changed(self.name)
+
+    async def _ask(self, placed: Placed, call: Call, exchange: Exchange) -> Answer:
+        assert self._client is not None  # noqa: S101 – checked by `call`
+        named = [("Idempotency-Key", call.id), ("X-Broker-Call-Id", call.id), *placed.headers]
+        if call.trace_parent:
+            named.append(("traceparent", call.trace_parent))
+        if placed.body is not None:
+            named.append(("Content-Type", "application/json"))
+        headers = [(name.encode(), value.encode("latin-1")) for name, value in named]
+        request = self._client.build_request(
+            placed.method, self._url(placed.target), headers=headers, content=placed.body
+        )
+        try:
+            response = await self._client.send(request, stream=True)
+            try:
+                body = await self._body(response)
+            finally:
+                await response.aclose()
+        except Cut as cut:
+            raise cut.error from None
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise exchange.unanswered(f"Backend {self.name!r} cannot be asked", type(error).__name__) from None
+        return self._read(response, body)
+
+    def _url(self, target: str) -> httpx2.URL:
+        prefix = self._origin.prefix.encode()
+        return httpx2.URL(self._origin.url).copy_with(raw_path=prefix + target.encode())
+
+    async def _body(self, response: httpx2.Response) -> bytes:
+        """All of it, up to the cap; of an error answer that is cut off, nothing: its status already says it."""
+        try:
+            return b"".join([piece async for piece in response.aiter_raw()])
+        except Cut:
+            if response.status_code >= 300:
+                return b""
+            raise
+
+    # ------------------------------------------------------------------------------------------------------- answers
+
+    def _read(self, response: httpx2.Response, body: bytes) -> Answer:
+        status = response.status_code
+        if not 200 <= status < 600:
+            raise Broken(f"Backend {self.name!r} answered HTTP {status}, which is no answer.")
+        if status >= 300:
+            masked = self._auth.masked if self._auth else ()
+            words = excerpt(body, response.headers.get("content-type", ""), masked)
+            raise rejected(self.name, status, response.headers, words, self._context.clock.now_ms())
+        word = f"HTTP {status}"
+        if not body:
+            return _text(f"done ({word})", word)
+        kind, charset = media_type(response.headers.get("content-type", ""))
+        if is_json(kind):
+            try:
+                value = strict_json(body)
+            except ValueError as error:
+                raise self._withheld(status, body, f"is not the JSON it says it is ({error})") from None
+            structured = cast("dict[str, Any]", value) if isinstance(value, dict) else {"result": value}
+            text = orjson.dumps(value).decode()
+            return Answer(content=({"type": "text", "text": text},), structured=structured, status=word)
+        if kind.startswith("text/") and kind != "text/html":
+            return _text(self._decoded(status, body, charset), word)
+        shown = kind or "no content type"
+        raise self._withheld(status, body, f"is {shown}, where JSON or plain text was expected")
+
+    def _decoded(self, status: int, body: bytes, charset: str) -> str:
+        codec = {"": "utf-8", "utf8": "utf-8", "us-ascii": "ascii", "iso-8859-1": "latin-1"}.get(charset, charset)
+        try:
+            if codec not in ("utf-8", "ascii", "latin-1"):
+                raise ValueError
+            return body.decode(codec)
+        except ValueError:
+            raise self._withheld(status, body, "is not text in the charset it names") from None
+
+    def _withheld(self, status: int, body: bytes, why: str) -> AnswerWithheld:
+        return AnswerWithheld(
+            f"Backend {self.name!r} did what was asked (HTTP {status}), but its answer {why}.",
+            next_step="Do not send it again; ask the tool's owner.",
+            http_status=status,
+            body_digest=f"sha256:{hashlib.sha256(body).hexdigest()}",
+        )
+
+    # ------------------------------------------------------------------------------------------------------- the rest
+
+    async def aclose(self) -> None:
+        """See ports.Backend. Twice is harmless."""
+        if self._closed:
+            return
+        self._closed = True
+        self._become("down", "closed")
+        with anyio.move_on_after(LAST_CALLS_S):
+            await self._places.drain()
+        if self._client is not None:
+            await self._client.aclose()
+        if self._auth is not None:
+            await self._auth.aclose()
+
+    @property
+    def health(self) -> Health:
+        if self._state == "up" and self._breaker.reason:
+            return Health("down", self._breaker.reason, self._since_ms)
+        return Health(self._state, self._detail, self._since_ms)
+
+    @property
+    def offer(self) -> Offer | None:
+        return None
+
+
+def _text(text: str, status: str) -> Answer:
+    return Answer(content=({"type": "text", "text": text},), status=status)
+
+
+class HttpKind:
+    name = "http"
+    Spec: type[BaseModel] = Spec
+    Action: type[BaseModel] | None = Action
+
+    def compile(self, action: Any, input_schema: Mapping[str, Any], injected: Sequence[str]) -> Placements:
+        """See ports.BackendKind."""
+        return compile_placements(
+            method=action.method,
+            path=action.path,
+            query=action.query,
+            headers=action.headers,
+            body=action.body,
+            input_schema=input_schema,
+            injected=injected,
+        )
+
+    def compile_import(self, entry: Mapping[str, Any]) -> object:
+        """Raises ValueError: an HTTP API has no list of tools."""
+        raise ValueError(f"an HTTP backend offers no tools to import (asked for {entry.get('name')!r})")
+
+    def build(self, name: str, spec: Any, context: BackendContext) -> HttpBackend:
+        return HttpBackend(name, spec, context)
+
+
+KIND = HttpKind()

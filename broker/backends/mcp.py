@@ -1,0 +1,258 @@
+"""Downstream MCP servers as a source of tools: stdio children, streamable HTTP and SSE, of both protocol eras.
+
+Tools come by `import` documents; a call is relayed raw, so that what the broker does not know is not lost. What the
+agent said about itself stays here: reserved `_meta`, its capabilities and its token are never passed on; the call's id
+goes along as `dev.broker/callId` (and as `Idempotency-Key` where there are headers), trace context as it came.
+
+Not relayed yet: what a server asks back (elicitation, sampling, roots). The broker declares none of these capabilities,
+so a server has no reason to ask; one that does is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
+
+import anyio
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from broker.backends.address import Origin
+from broker.backends.bulkhead import Bulkhead
+from broker.backends.credential import Credential
+from broker.backends.decoding import short, storable
+from broker.backends.spec import REFERENCE, Bytes, Seconds, Section, Tls
+from broker.errors import AnswerWithheld, Rejected, Unavailable
+from broker.model.answer import Answer
+from broker.model.call import Call
+from broker.model.tool import Tool
+from broker.ports import BackendContext, Health, Offer
+
+if TYPE_CHECKING:
+    from broker.backends.mcp_session import Link, Progress
+
+LAST_CALLS_S = 5.0
+CALL_ID_META = "dev.broker/callId"
+_RESERVED_META = frozenset({"progressToken"})
+
+
+class Spec(Section):
+    """The `mcp:` section of a backend: a command or a URL."""
+
+    command: list[str] = Field(default=[], description="stdio: the program and its arguments; no shell.")
+    env: dict[str, str] = Field(default={}, description="Added to a minimal environment; secrets by reference.")
+    cwd: str = Field(default=".", description="Where it runs, relative to the settings file.")
+    url: str = Field(default="", description="HTTP: the server's endpoint.")
+    transport: Literal["streamable-http", "sse"] = Field(
+        default="streamable-http", description="How the URL is spoken to."
+    )
+    allow_private: bool = Field(default=False, description="The host is on loopback or in a private network.")
+    credential: Credential | None = Field(default=None, description="How the broker identifies itself.")
+    tls: Tls = Field(default=Tls(), description="How the certificate is verified.")
+    connect_timeout: Seconds = Field(default=3.0, gt=0, description="Time to connect.")
+    timeout: Seconds = Field(default=30.0, gt=0, description="Total time of a call, unless the tool allows less.")
+    start_timeout: Seconds = Field(default=15.0, gt=0, description="Time to start, negotiate and list the tools.")
+    concurrent: int = Field(default=10, ge=1, le=10_000, description="Calls at a time.")
+    queue_timeout: Seconds = Field(default=2.0, ge=0, description="How long a call waits for a free place.")
+    idle_stop: Seconds = Field(default=0.0, ge=0, description="Stop it when unused for this long; 0 = never.")
+    response_bytes: Bytes = Field(default=8_388_608, ge=1024, description="Largest answer, compressed and not.")
+    max_tools: int = Field(default=1000, ge=1, le=100_000, description="How many of its tools are read.")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if bool(self.command) == bool(self.url):
+            raise ValueError("an MCP backend has either `command` (stdio) or `url` (HTTP)")
+        http_only = {"transport", "allow_private", "credential", "tls", "connect_timeout"} & self.model_fields_set
+        stdio_only = {"env", "cwd"} & self.model_fields_set
+        if unfit := sorted(http_only if self.command else stdio_only):
+            raise ValueError(f"{unfit[0]!r} belongs to {'`url`' if self.command else '`command`'}, which is not there")
+        if self.url:
+            Origin.parse(self.url, allow_private=self.allow_private)
+        return self
+
+    @field_validator("command")
+    @classmethod
+    def _argv(cls, command: list[str]) -> list[str]:
+        if command and not command[0].strip():
+            raise ValueError("the first item of `command` is the program to run")
+        if any("\0" in part for part in command):
+            raise ValueError("an argument has a NUL character")
+        if any(REFERENCE.search(part) for part in command):
+            raise ValueError("arguments are visible to every process of the machine; pass secrets in `env`")
+        return command
+
+    @field_validator("env")
+    @classmethod
+    def _environment(cls, env: dict[str, str]) -> dict[str, str]:
+        for name, value in env.items():
+            if not name or "=" in name or "\0" in name + value:
+                raise ValueError(f"{name!r} is not an environment variable")
+        return env
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A tool of a downstream server, by the name it has there."""
+
+    name: str
+
+
+class McpBackend:
+    kind = "mcp"
+
+    def __init__(self, name: str, spec: Spec, context: BackendContext) -> None:
+        self.name = name
+        self._spec = spec
+        self._context = context
+        self._places = Bulkhead(name, places=spec.concurrent, wait_s=spec.queue_timeout)
+        self._link: Link | None = None
+        self._closed = False
+        self._since_ms = context.clock.now_ms()
+        self._carriage: Any = None
+
+    async def open(self) -> None:
+        """Start the link; its task runs in `context.tasks` until `aclose`."""
+        # Imported here: the SDK is most of a broker's start-up, and only brokers with MCP backends pay for it.
+        from broker.backends.mcp_carriage import carriage
+        from broker.backends.mcp_session import Link
+
+        self._carriage = carriage(self.name, self._spec, self._context)
+        self._link = Link(
+            self.name,
+            self._carriage.carrier,
+            label=self._carriage.label,
+            clock=self._context.clock,
+            start_s=self._spec.start_timeout,
+            idle_s=self._spec.idle_stop,
+            max_tools=self._spec.max_tools,
+            on_change=lambda: self._context.offer_changed(self.name),
+        )
+        self._context.tasks.start_soon(self._link.run)
+
+    async def call(self, tool: Tool, arguments: Mapping[str, Any], call: Call) -> Answer:
+        """See ports.Backend. What the server calls an error of the tool is an answer (`is_error`)."""
+        if self._link is None or self._closed:
+            raise Unavailable(f"Backend {self.name!r} is closed. Nothing was sent.")
+        remote = cast("Remote", tool.action)
+        timeout_s = min(tool.timeout_s, self._spec.timeout)
+        deadline = anyio.current_time() + timeout_s
+        params = {"name": remote.name, "arguments": dict(arguments), "_meta": _meta(call)}
+        headers = {"Idempotency-Key": call.id, "X-Broker-Call-Id": call.id}
+        if call.trace_parent:
+            headers["traceparent"] = call.trace_parent
+        async with self._places.place(deadline):
+            result = await self._link.request(
+                "tools/call", params, deadline=deadline, timeout_s=timeout_s, headers=headers, progress=_progress(call)
+            )
+        return self._answer(result)
+
+    def _answer(self, result: dict[str, Any]) -> Answer:
+        kind = result.pop("resultType", "complete")
+        if kind in ("input_required", "task"):
+            raise Rejected(
+                f"Backend {self.name!r} answered with {kind!r}, which the broker did not declare and does not relay.",
+                next_step="Ask the tool's owner.",
+            )
+        content, structured, meta = result.get("content"), result.get("structuredContent"), result.get("_meta")
+        blocks = cast("list[Any]", content) if isinstance(content, list) else None
+        if kind != "complete" or blocks is None or not all(isinstance(block, Mapping) for block in blocks):
+            raise self._withheld("is not a tool result")
+        if structured is not None and not isinstance(structured, Mapping):
+            raise self._withheld("has structured content that is no object")
+        if fault := storable(result):
+            raise self._withheld(f"is not plain JSON: {fault}")
+        if isinstance(meta, Mapping):
+            kept = {key: value for key, value in cast("Mapping[str, Any]", meta).items() if not _is_reserved(key)}
+            result["_meta"] = kept or None
+        else:
+            result.pop("_meta", None)
+        return Answer.from_result(result, status="MCP error result" if result.get("isError") else "MCP result")
+
+    def _withheld(self, why: str) -> AnswerWithheld:
+        return AnswerWithheld(
+            f"Backend {self.name!r} answered, but its answer {why}.",
+            next_step="Do not send it again; ask the tool's owner.",
+        )
+
+    async def aclose(self) -> None:
+        """See ports.Backend. Twice is harmless."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._link is None:
+            return
+        with anyio.move_on_after(LAST_CALLS_S):
+            await self._places.drain()
+        await self._link.stop()
+        await self._carriage.aclose()
+
+    @property
+    def health(self) -> Health:
+        if self._link is not None:
+            return self._link.health
+        return Health("down" if self._closed else "starting", "closed" if self._closed else "", self._since_ms)
+
+    @property
+    def offer(self) -> Offer | None:
+        return self._link.offer if self._link else None
+
+
+def _is_reserved(key: str) -> bool:
+    """Keys that belong to the protocol of one hop, or are ours: never copied from one side to the other.
+
+    Source: MCP basic/index, `_meta`: a prefix whose second label is `mcp` or `modelcontextprotocol` is reserved.
+    """
+    prefix, slash, _ = key.partition("/")
+    labels = prefix.split(".")
+    ours = key == CALL_ID_META
+    return (
+        key in _RESERVED_META
+        or ours
+        or (bool(slash) and len(labels) > 1 and labels[1] in ("mcp", "modelcontextprotocol"))
+    )
+
+
+def _meta(call: Call) -> dict[str, Any]:
+    meta = {key: value for key, value in call.meta.items() if not _is_reserved(key)}
+    meta[CALL_ID_META] = call.id
+    if call.trace_parent:
+        meta["traceparent"] = call.trace_parent
+    return meta
+
+
+def _progress(call: Call) -> Progress | None:
+    """Progress for the caller, one at a time: what comes while one is being passed on is dropped, the next is newer."""
+    tell = call.progress
+    if tell is None:
+        return None
+    busy = False
+
+    async def pass_on(progress: float, total: float | None, message: str | None) -> None:
+        nonlocal busy
+        if not busy:
+            busy = True
+            try:
+                await tell(progress, total, short(message) if message else None)
+            finally:
+                busy = False
+
+    return pass_on
+
+
+class McpKind:
+    name = "mcp"
+    Spec: type[BaseModel] = Spec
+    Action: type[BaseModel] | None = None
+
+    def compile(self, action: Any, input_schema: Mapping[str, Any], injected: Sequence[str]) -> object:  # noqa: ARG002
+        """Raises ValueError: its tools come by import."""
+        raise ValueError("tools of an MCP backend come by `kind: import`, not by `kind: tool`")
+
+    def compile_import(self, entry: Mapping[str, Any]) -> Remote:
+        return Remote(str(entry["name"]))
+
+    def build(self, name: str, spec: Any, context: BackendContext) -> McpBackend:
+        return McpBackend(name, spec, context)
+
+
+KIND = McpKind()

@@ -1,0 +1,115 @@
+"""One live connection to a downstream server, and the requests on it.
+
+Each request is a task of the connection; whoever asked waits for its exchange to be settled, by the answer, by the
+transport or by the end of the connection, whichever is first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from broker.backends import sdk
+from broker.backends.decoding import short
+from broker.backends.exchange import EXCHANGE, Exchange
+from broker.errors import AnswerWithheld, Broken, BrokerError, Rejected
+
+Progress = Callable[[float, float | None, str | None], Awaitable[None]]
+
+
+class Connection:
+    """backend: its name. tasks: ended by the link when the connection is over.
+
+    marks_left: True when nothing else can tell whether bytes left, so that handing a request over counts as leaving.
+    over: of no use any more. stale: the server may offer other tools than were read.
+    """
+
+    def __init__(self, backend: str, session: sdk.Session, tasks: TaskGroup, marks_left: bool) -> None:
+        self.session = session
+        self.over = False
+        self.stale = False
+        self._backend = backend
+        self._tasks = tasks
+        self._marks_left = marks_left
+        self._exchanges: dict[int, Exchange] = {}
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._exchanges
+
+    def unreadable(self, request_id: int, why: str) -> None:
+        """The answer to this request came and cannot be read."""
+        exchange = self._exchanges.get(request_id)
+        if exchange is not None:
+            exchange.fail(self._withheld(why))
+
+    async def send(
+        self,
+        method: str,
+        params: dict[str, Any],
+        exchange: Exchange,
+        progress: Progress | None,
+    ) -> None:
+        """Have the connection carry it, and wait until the exchange is settled."""
+        request_id = sdk.next_request_id()
+        self._exchanges[request_id] = exchange
+        scope = anyio.CancelScope()
+        mark = EXCHANGE.set(exchange)  # the task that carries it starts with this context
+        try:
+            self._tasks.start_soon(self._carry, scope, exchange, method, params, request_id, progress)
+        except RuntimeError:  # the connection's tasks have ended between two lines of ours
+            self.over = True
+            exchange.fail(exchange.unanswered(f"Backend {self._backend!r} is gone", "the connection ended"))
+        finally:
+            EXCHANGE.reset(mark)
+        try:
+            await exchange.settled.wait()
+        finally:
+            scope.cancel()
+            self._exchanges.pop(request_id, None)
+
+    async def _carry(  # noqa: PLR0917 – a task's arguments are positional
+        self,
+        scope: anyio.CancelScope,
+        exchange: Exchange,
+        method: str,
+        params: dict[str, Any],
+        request_id: int,
+        progress: Progress | None,
+    ) -> None:
+        try:
+            with scope:
+                exchange.left = self._marks_left
+                exchange.succeed(await self.session.relay(method, params, request_id, progress))
+        except sdk.MCPError as error:
+            exchange.fail(self._told(error, exchange))
+        except (OSError, RuntimeError, ValueError) as error:  # what is left of a connection that is being torn down
+            exchange.fail(exchange.unanswered(f"Backend {self._backend!r} broke off", type(error).__name__))
+        finally:
+            exchange.fail(exchange.unanswered(f"Backend {self._backend!r} broke off", "the connection ended"))
+
+    def _told(self, error: sdk.MCPError, exchange: Exchange) -> BrokerError:
+        happened = sdk.what_happened(error)
+        if happened == "ended" or self.over:
+            return exchange.unanswered(f"Backend {self._backend!r} broke off", "the connection ended before an answer")
+        if happened == "unreadable":
+            return (
+                self._withheld("cannot be read")
+                if exchange.status < 300
+                else Broken(f"Backend {self._backend!r} failed.")
+            )
+        words = short(error.error.message)
+        return Rejected(
+            f"Backend {self._backend!r} refused: {words} (code {error.error.code}).",
+            next_step="Check the arguments." if error.error.code == sdk.types.INVALID_PARAMS else "",
+            rpc_code=error.error.code,
+        )
+
+    def _withheld(self, why: str) -> AnswerWithheld:
+        return AnswerWithheld(
+            f"Backend {self._backend!r} answered, but its answer {why}.",
+            next_step="Do not send it again; ask the tool's owner.",
+        )

@@ -1,0 +1,106 @@
+"""The HTTP client the MCP SDK is given: our wire, our headers, and failures the SDK can survive.
+
+The SDK lets an exception of one POST end the whole connection, and with it every other call. So a POST never raises
+here: what happened is told to the call's own exchange, and the SDK gets an ordinary error status. A GET (the standing
+stream of events) raises, because there the SDK knows what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+
+from broker.backends.credential import Outbound
+from broker.backends.decoding import ACCEPT_ENCODING, excerpt
+from broker.backends.exchange import EXCHANGE, Cut, Exchange
+from broker.backends.rejection import rejected
+from broker.backends.transport import USER_AGENT, Wire
+from broker.errors import BrokerError, Unavailable
+
+
+class McpClient(httpx2.AsyncClient):
+    """on_lost: called when the server does not know our session any more, or (SSE) a message could not be delivered."""
+
+    def __init__(
+        self,
+        backend: str,
+        wire: Wire,
+        auth: Outbound | None,
+        *,
+        sse: bool,
+        now_ms: Callable[[], int],
+        on_lost: Callable[[], None],
+    ) -> None:
+        super().__init__(
+            transport=wire,
+            auth=auth,
+            headers={"User-Agent": USER_AGENT, "Accept-Encoding": ACCEPT_ENCODING},
+            trust_env=False,
+            follow_redirects=False,
+            timeout=None,
+        )
+        self._backend = backend
+        self._outbound = auth
+        self._sse = sse
+        self._now_ms = now_ms
+        self._on_lost = on_lost
+
+    async def send(self, request: httpx2.Request, **kwargs: Any) -> httpx2.Response:
+        if request.method == "GET":
+            return await self._stand(request, **kwargs)
+        exchange = EXCHANGE.get()
+        if exchange is not None:
+            request.headers.update(exchange.send)
+        try:
+            response = await super().send(request, **kwargs)
+        except Cut as cut:
+            return self._failed(request, exchange, cut.error)
+        except BrokerError as error:
+            return self._failed(request, exchange, error)
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            known = exchange or Exchange(0.0)
+            broke = known.unanswered(f"Backend {self._backend!r} cannot be asked", type(error).__name__)
+            return self._failed(request, exchange, broke)
+        if response.status_code >= 300:
+            await self._refused(request, response, exchange)
+        return response
+
+    async def _stand(self, request: httpx2.Request, **kwargs: Any) -> httpx2.Response:
+        """A stream that belongs to no call, whoever's task opens it."""
+        mark = EXCHANGE.set(None)
+        try:
+            return await super().send(request, **kwargs)
+        finally:
+            EXCHANGE.reset(mark)
+
+    def _failed(self, request: httpx2.Request, exchange: Exchange | None, error: BrokerError) -> httpx2.Response:
+        if exchange is not None:
+            exchange.fail(error)
+        if self._sse:
+            self._on_lost()
+        return httpx2.Response(503, request=request)
+
+    async def _refused(self, request: httpx2.Request, response: httpx2.Response, exchange: Exchange | None) -> None:
+        """401, 403, 429 and the like keep their meaning: the SDK would make one and the same error of them all."""
+        status = response.status_code
+        if status == 404 and (self._sse or "mcp-session-id" in request.headers):
+            self._on_lost()
+            if exchange is not None:
+                exchange.fail(Unavailable(f"Backend {self._backend!r} forgot our session. Nothing was done."))
+            return
+        if self._sse:
+            self._on_lost()
+        if exchange is None:
+            return
+        try:
+            body = await response.aread()
+        except Cut:
+            body = b""
+        # A JSON-RPC error in the body says more than its status; the SDK passes it on. Not so for these statuses, which
+        # a proxy in front may have answered.
+        if status in (401, 403, 429) or self._sse or b'"jsonrpc"' not in body:
+            masked = self._outbound.masked if self._outbound else ()
+            words = excerpt(body, response.headers.get("content-type", ""), masked)
+            exchange.fail(rejected(self._backend, status, response.headers, words, self._now_ms()))

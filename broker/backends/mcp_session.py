@@ -1,0 +1,382 @@
+"""The link to one downstream MCP server: one connection at a time, kept up by one task, used by many calls at once.
+
+    starting ──(negotiated, tools listed)──> up or degraded ──(peer gone)──> starting again, at once the first time
+        └──────(cannot, or not in time)────> down ──(1, 2, 4 … 60 s)──> starting
+
+The SDK's connections live in cancel scopes, which the task that entered them must leave; so the link's own task does
+both, and a call only hands it a request and waits. A request runs as a task of the connection and not of the caller,
+for the same reason and one more: a caller at its deadline leaves at once, while telling the peer may take a moment.
+
+A call that finds the link starting waits; one that finds it down is refused at once. Why it is down, in the server's
+own words, is for operators (`health`) and not for agents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Literal, Protocol, cast
+
+import anyio
+from anyio.abc import TaskGroup
+from pydantic import ValidationError
+
+from broker.backends import sdk
+from broker.backends.decoding import short
+from broker.backends.exchange import EXCHANGE, Cut, Exchange
+from broker.backends.mcp_child import ChildError
+from broker.backends.mcp_connection import Connection, Progress
+from broker.backends.mcp_offer import Listing, list_tools
+from broker.errors import AnswerWithheld, BrokerError, Rejected, Unavailable
+from broker.ports import Clock, Health, Offer
+
+PROBE_S = 10.0
+ENDING_S = 4.0  # to leave a connection, whatever the peer does
+STEADY_S = 10.0  # a connection that was up this long did not fail at starting
+LONGEST_PAUSE_S = 60.0
+REFRESH_S = 1.0  # at most one new list of tools in this time
+LISTEN_AGAIN_S = 5.0
+ACK_S = 10.0
+
+State = Literal["starting", "up", "degraded", "down"]
+
+
+class Carrier(Protocol):
+    """How one connection is made: a child process or HTTP. Made anew for each connection."""
+
+    @property
+    def marks_left(self) -> bool:
+        """False when the sockets themselves mark an exchange whose bytes left; else handing over counts as leaving."""
+        ...
+
+    def streams(self) -> AbstractAsyncContextManager[sdk.Streams]: ...
+
+    @property
+    def words(self) -> str:
+        """What the peer said beside the protocol, for operators; "" when it said nothing."""
+        ...
+
+    async def last_words(self) -> str:
+        """Why it ended by itself, in its words; "" when it said nothing."""
+        ...
+
+
+class Reports(Protocol):
+    """What a carrier tells its link."""
+
+    def lost(self) -> None:
+        """The connection is of no use any more."""
+        ...
+
+    def unreadable(self, request_id: int, why: str) -> None:
+        """The answer to this request came and cannot be read."""
+        ...
+
+
+class Link:
+    """carrier: makes one, before each connection; may raise ChildError or LookupError. label: what to call the server.
+    start_s: to connect, negotiate and list. idle_s: after which an unused connection is left until the next call (0 =
+    never). on_change: the offer or the health changed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        carrier: Callable[[Reports], Awaitable[Carrier]],
+        *,
+        label: str,
+        clock: Clock,
+        start_s: float,
+        idle_s: float,
+        max_tools: int,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._name = name
+        self._carrier = carrier
+        self._label = label
+        self._clock = clock
+        self._start_s = start_s
+        self._idle_s = idle_s
+        self._max_tools = max_tools
+        self._on_change = on_change
+        self._current: Connection | None = None  # being made or used
+        self._usable: Connection | None = None
+        self._legacy = False  # the era found last; tried first
+        self._wake = anyio.Event()
+        self._changed = anyio.Event()
+        self._over = anyio.Event()
+        self._attempt: anyio.CancelScope | None = None
+        self._stopping = False
+        self._wanted = False
+        self._used_at = 0.0
+        self._refreshed_at = -math.inf
+        self._notes = ""  # what was left out of the offer
+        self.offer: Offer | None = None
+        self.health = Health("starting", since_ms=clock.now_ms())
+
+    # ------------------------------------------------------------------------------------------------------ the task
+
+    async def run(self) -> None:
+        """Keep the link up until `stop`. Shielded: the house may be going down, but children are ended in order."""
+        failures = 0
+        with anyio.CancelScope(shield=True):
+            while not self._stopping:
+                began_up, words = await self._one_connection()
+                if self._stopping:
+                    break
+                if not words:  # asleep
+                    await self._until(lambda: self._wanted, math.inf)
+                    continue
+                steady = began_up is not None and anyio.current_time() - began_up > STEADY_S
+                failures = 1 if steady else failures + 1
+                if began_up is None or failures > 1:
+                    what = "could not start" if began_up is None else "stopped"
+                    self._become("down", f"{self._label} {what}: {words}")
+                    await self._until(lambda: False, min(2.0 ** (failures - 1), LONGEST_PAUSE_S))
+        self._become("down", "closed")
+        self._over.set()
+
+    async def stop(self) -> None:
+        """End the connection and the task. Calls still waiting get an error."""
+        self._stopping = True
+        self._wake.set()
+        if self._attempt is not None and self._usable is None:
+            self._attempt.cancel()
+        await self._over.wait()
+
+    async def _until(self, met: Callable[[], bool], within_s: float) -> None:
+        with anyio.move_on_after(within_s):
+            while not (met() or self._stopping):
+                self._wake = anyio.Event()
+                await self._wake.wait()
+
+    def _nudge(self) -> None:
+        self._wake.set()
+
+    def _become(self, state: State, detail: str = "") -> None:
+        if (state, detail) != (self.health.state, self.health.detail):
+            self.health = Health(state, detail, self._clock.now_ms())
+        self._changed.set()
+        self._changed = anyio.Event()
+        self._on_change()
+
+    async def _one_connection(self) -> tuple[float | None, str]:
+        """Make a connection and serve it to its end. Returns when it came up (None: never), why it ended ("": idle)."""
+        self._become("starting")
+        up_at: float | None = None
+        words = ""
+        try:
+            carrier = await self._carrier(self)
+            with anyio.move_on_after(self._start_s) as self._attempt:
+                async with carrier.streams() as streams:
+                    session = sdk.Session(streams, on_end=self.lost, on_tools_changed=self._stale)
+                    async with session, anyio.create_task_group() as tasks:
+                        connection = self._current = Connection(self._name, session, tasks, carrier.marks_left)
+                        try:
+                            await self._greet(connection)
+                            self._attempt.deadline = math.inf
+                            up_at = anyio.current_time()
+                            await self._live(connection, tasks)
+                            if connection.over:
+                                words = await carrier.last_words() or "the connection ended"
+                        except (sdk.MCPError, BrokerError, ValidationError, RuntimeError) as error:
+                            ended = connection.over or (
+                                isinstance(error, sdk.MCPError) and sdk.what_happened(error) == "ended"
+                            )
+                            words = (await carrier.last_words() if ended else "") or _said(error)
+                        finally:
+                            connection.over = True
+                            self._usable = None
+                            self._attempt.deadline = anyio.current_time() + ENDING_S
+                            tasks.cancel_scope.cancel()
+            if up_at is None and not words:
+                words = f"it did not speak MCP within {self._start_s:g} s. {carrier.words}".strip()
+        except Exception as error:  # noqa: BLE001 – whatever a transport raises becomes the health's words, never a crash
+            words = words or _said(error)
+        finally:
+            self._current = self._usable = None
+            self._attempt = None
+        return up_at, words
+
+    async def _greet(self, connection: Connection) -> None:
+        """Negotiate and list. Raises what the last request failed with."""
+        hello = Exchange(0.0)
+
+        def begin() -> Callable[[], bool]:
+            nonlocal hello
+            hello = asked = Exchange(anyio.current_time() + self._start_s)
+            EXCHANGE.set(asked)
+            return lambda: (
+                asked.error is not None and (not isinstance(asked.error, Rejected) or asked.status in (401, 403, 429))
+            )
+
+        mark = EXCHANGE.set(None)
+        try:
+            probe_s = min(PROBE_S, self._start_s / 2)
+            await connection.session.negotiate(legacy_first=self._legacy, probe_s=probe_s, begin=begin)
+        except sdk.MCPError:
+            self._legacy = False
+            if hello.error is not None:
+                raise hello.error from None
+            raise
+        finally:
+            EXCHANGE.reset(mark)
+        self._legacy = not connection.session.is_modern
+        await self._list(connection)
+
+    async def _live(self, connection: Connection, tasks: TaskGroup) -> None:
+        """Serve until the connection is over, the link is stopped, or nobody has called for `idle_s`."""
+        self._usable = connection
+        self._wanted = False
+        self._used_at = anyio.current_time()
+        if connection.session.is_modern and connection.session.announces_tools:
+            tasks.start_soon(self._hear, connection)
+        self._show(connection)
+        while not connection.over and not self._stopping:
+            idle_s = self._used_at + self._idle_s - anyio.current_time() if self._idle_s else math.inf
+            if idle_s <= 0 and connection.is_idle:
+                self._become("up", "asleep until it is called")
+                return
+            await self._until(lambda: connection.over or connection.stale, max(idle_s, 0.01))
+            if connection.stale and not connection.over and not self._stopping:
+                await self._refresh(connection)
+
+    async def _hear(self, connection: Connection) -> None:
+        while True:
+            await connection.session.hear_changes(ACK_S)
+            # The stream is gone: the server restarted, or its list changed while nobody listened. Looking tells.
+            await anyio.sleep(LISTEN_AGAIN_S)
+            self._stale()
+
+    # ----------------------------------------------------------------------------------------------------- the offer
+
+    async def _list(self, connection: Connection) -> None:
+        """Read what it offers. Raises BrokerError."""
+        deadline = anyio.current_time() + self._start_s
+        session = connection.session
+
+        async def ask(params: dict[str, Any]) -> dict[str, Any]:
+            exchange = Exchange(deadline)
+            with anyio.move_on_at(deadline):
+                await connection.send("tools/list", params, exchange, None)
+            if exchange.error is not None:
+                raise exchange.error
+            if exchange.result is None:
+                raise exchange.overdue(self._name, self._start_s)
+            return exchange.result
+
+        listing = await list_tools(ask, self._max_tools) if session.has_tools else Listing()
+        schemas = {str(tool["name"]): cast("Mapping[str, Any]", tool["inputSchema"]) for tool in listing.tools}
+        for name, why in session.mirror_headers(schemas).items():
+            listing.drop(name, why)
+        self._notes = "; ".join(listing.notes)
+        self.offer = Offer(tuple(listing.tools), short(session.server, limit=100), session.version)
+
+    def _show(self, connection: Connection) -> None:
+        if not connection.over:
+            self._become("degraded" if self._notes else "up", self._notes)
+
+    async def _refresh(self, connection: Connection) -> None:
+        """List again, at most once in REFRESH_S. A server that refuses keeps its old offer; one that is gone ends."""
+        await self._until(lambda: connection.over, self._refreshed_at + REFRESH_S - anyio.current_time())
+        self._refreshed_at = anyio.current_time()
+        connection.stale = False
+        if connection.over or self._stopping:
+            return
+        try:
+            await self._list(connection)
+        except (Rejected, AnswerWithheld) as error:
+            self._notes = f"its tools could not be listed again: {error.message}"
+        self._show(connection)
+
+    def _stale(self) -> None:
+        if self._current is not None:
+            self._current.stale = True
+            self._nudge()
+
+    # ------------------------------------------------------------------------------------------------------- reports
+
+    def lost(self) -> None:
+        """See Reports."""
+        if self._current is not None:
+            self._current.over = True
+            self._nudge()
+
+    def unreadable(self, request_id: int, why: str) -> None:
+        """See Reports."""
+        if self._current is not None:
+            self._current.unreadable(request_id, why)
+
+    # ------------------------------------------------------------------------------------------------------ requests
+
+    async def request(
+        self,
+        method: str,
+        params: Mapping[str, Any],
+        *,
+        deadline: float,
+        timeout_s: float,
+        headers: Mapping[str, str],
+        progress: Progress | None,
+    ) -> dict[str, Any]:
+        """One request and its result. Raises Unavailable, Rejected, TimedOut, Broken, AnswerWithheld.
+
+        deadline: in anyio's clock; timeout_s: the same as it is told to people. On cancel: the peer is told, in the
+        background.
+        """
+        exchange = Exchange(deadline, headers)
+        try:
+            with anyio.fail_after(deadline - anyio.current_time()):
+                for last in (False, True):
+                    connection = await self._reach()
+                    exchange = Exchange(deadline, headers)
+                    await connection.send(method, dict(params), exchange, progress)
+                    self._used_at = anyio.current_time()
+                    if exchange.error is None:
+                        break
+                    # Nothing of it was done and the connection turned out to be gone: a new one may carry it.
+                    if last or not (isinstance(exchange.error, Unavailable) and connection.over):
+                        break
+        except TimeoutError:
+            raise exchange.overdue(self._name, timeout_s) from None
+        if exchange.error is not None:
+            if isinstance(exchange.error, Unavailable):
+                self._stale()  # look whether it is there
+            raise exchange.error
+        return exchange.result or {}
+
+    async def _reach(self) -> Connection:
+        """A connection that can be used; waits while one is being made. Raises Unavailable when there is none."""
+        self._used_at = anyio.current_time()
+        while True:
+            if self._usable is not None and not self._usable.over:
+                return self._usable
+            if self._stopping or self.health.state == "down":
+                raise Unavailable(
+                    f"Backend {self._name!r} is {'closed' if self._stopping else 'down'}. Nothing was sent.",
+                    next_step="Try again later; the operator sees the cause in the backend's health.",
+                )
+            self._wanted = True
+            self._nudge()
+            await self._changed.wait()
+
+
+def _said(error: BaseException) -> str:
+    """One failure in a few words for an operator; of a group, its first."""
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return _said(group.exceptions[0])
+    if isinstance(error, Cut):
+        return _said(error.error)
+    if isinstance(error, BrokerError):
+        return str(error.facts.get("reason") or error.message)
+    if isinstance(error, sdk.MCPError):
+        return f"{short(error.error.message)} (code {error.error.code})"
+    if isinstance(error, ChildError):
+        return str(error)
+    if isinstance(error, LookupError):
+        return str(error.args[0]) if error.args else "a secret is missing"
+    if isinstance(error, ValidationError):
+        return "its answer to the handshake is not MCP"
+    return short(f"{type(error).__name__}: {error}")

@@ -1,0 +1,328 @@
+"""The downstream half of the MCP SDK, as far as the broker uses it, and every private touch of it.
+
+Pinned to mcp 2.3.0. Private: `ClientSession._stamp` (the era's `_meta` and headers on a raw request),
+`ClientSession._x_mcp_header_maps` (which arguments the 2026-07-28 wire mirrors into headers; the SDK fills it only in
+its own typed tools/list, which a raw relay does not use). `tests/stories/test_backend_mcp.py` fails when an upgrade
+moves them.
+
+A relayed request is a plain dictionary on the way out and back: typed forwarding loses fields the SDK does not know.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
+from typing import Any, Literal, Self, cast
+
+import anyio
+import httpx2
+import mcp_types as types
+from mcp.client.session import ClientSession
+from mcp.client.sse import sse_client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.client.subscriptions import listen
+from mcp.shared.dispatcher import CallOptions, ProgressFnT
+from mcp.shared.exceptions import MCPError
+from mcp.shared.inbound import find_invalid_x_mcp_header, x_mcp_header_map
+from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
+from mcp.shared.message import SessionMessage
+from mcp_types import SERVER_INFO_META_KEY, jsonrpc_message_adapter
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, LATEST_MODERN_VERSION, MODERN_PROTOCOL_VERSIONS
+from pydantic import ValidationError
+
+from broker import __version__
+
+__all__ = [
+    "SERVER_INFO_META_KEY",
+    "MCPError",
+    "Session",
+    "SessionMessage",
+    "Streams",
+    "http_streams",
+    "jsonrpc_message_adapter",
+    "sse_streams",
+    "types",
+    "what_happened",
+]
+
+Streams = tuple[Any, Any]
+"""(read, write): the SDK's message streams of one connection."""
+
+NOTIFICATIONS_BURST = 1000
+NOTIFICATIONS_PER_S = 1000.0
+
+# Request ids are the process's, never a session's: an MRTR retry over a new session must not meet its old id.
+_ids = itertools.count(1)
+
+
+def quiet() -> None:
+    """Keep the SDK's own logs (whole messages, foreign text) out of ours, whatever level is asked for."""
+    for name in ("client", "mcp.client", "mcp.shared"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+def next_request_id() -> int:
+    return next(_ids)
+
+
+class _Inlet:
+    """What comes in, with notifications slowed to a rate: a flood waits in its own pipe instead of filling ours."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self._tokens = float(NOTIFICATIONS_BURST)
+        self._filled_at = anyio.current_time()
+
+    @property
+    def last_context(self) -> Any:
+        return getattr(self._inner, "last_context", None)
+
+    async def receive(self) -> SessionMessage | Exception:
+        item = await self._inner.receive()
+        if isinstance(item, SessionMessage) and isinstance(item.message, types.JSONRPCNotification):
+            await self._spend()
+        return item
+
+    async def _spend(self) -> None:
+        now = anyio.current_time()
+        gained = (now - self._filled_at) * NOTIFICATIONS_PER_S
+        self._tokens = min(self._tokens + gained, float(NOTIFICATIONS_BURST)) - 1
+        self._filled_at = now
+        if self._tokens < 0:
+            await anyio.sleep(-self._tokens / NOTIFICATIONS_PER_S)
+
+    def __aiter__(self) -> _Inlet:
+        return self
+
+    async def __anext__(self) -> SessionMessage | Exception:
+        try:
+            return await self.receive()
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class _Dispatcher(JSONRPCDispatcher[Any]):
+    """Says when the connection has ended."""
+
+    def __init__(self, read: Any, write: Any, on_end: Callable[[], None]) -> None:
+        super().__init__(_Inlet(read), write)
+        self._on_end = on_end
+
+    async def run(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            await super().run(*args, **kwargs)
+        finally:
+            self._on_end()
+
+
+class Session:
+    """One connection's session: negotiated once, then raw requests. Enter and leave it in one task.
+
+    on_end: called when the peer closed the connection. on_tools_changed: called when it says its tools changed.
+    """
+
+    def __init__(self, streams: Streams, *, on_end: Callable[[], None], on_tools_changed: Callable[[], None]) -> None:
+        self._on_tools_changed = on_tools_changed
+        self._dispatcher = _Dispatcher(*streams, on_end)
+        self._session = ClientSession(
+            dispatcher=self._dispatcher,
+            message_handler=self._heard,
+            client_info=types.Implementation(name="broker", version=__version__),
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._session.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> bool | None:
+        return await self._session.__aexit__(*exc_info)
+
+    async def _heard(self, message: types.ServerNotification | Exception) -> None:
+        if isinstance(message, types.ToolListChangedNotification):
+            self._on_tools_changed()
+
+    # -------------------------------------------------------------------------------------------------------- eras
+
+    async def negotiate(self, *, legacy_first: bool, probe_s: float, begin: Callable[[], Callable[[], bool]]) -> None:
+        """Agree on a revision: the modern probe, then the handshake; the other way round when this server is known.
+
+        begin: called before each request; the function it returns says whether that request failed for a reason that
+        has nothing to do with the era (no connection, 401), so that asking again is useless.
+        Raises MCPError (the peer's last word), RuntimeError (a revision nobody knows), ValidationError.
+        """
+        if not legacy_first and await self._discover(LATEST_MODERN_VERSION, probe_s, begin):
+            return
+        begin()
+        try:
+            await self._session.initialize()
+        except MCPError as error:
+            # -32022 names the versions it has: a slow modern server met our handshake after the probe timed out.
+            mutual = _modern_in(error)
+            if not mutual or not await self._discover(mutual, probe_s, begin):
+                raise
+
+    async def _discover(
+        self, version: str, probe_s: float, begin: Callable[[], Callable[[], bool]], *, again: bool = True
+    ) -> bool:
+        """Whether the peer is modern. Raises MCPError when it shares no version with us, or when asking is useless."""
+        useless = begin()
+        raw: dict[str, Any] | None = None
+        try:
+            with anyio.move_on_after(probe_s):
+                raw = await self._session.send_discover(version)
+        except MCPError as error:
+            mutual = _modern_in(error)
+            if mutual and again:
+                return await self._discover(mutual, probe_s, begin, again=False)
+            if useless() or _modern_only(error):
+                raise
+        return raw is not None and self._adopted(raw)
+
+    def _adopted(self, raw: dict[str, Any]) -> bool:
+        try:
+            result = types.DiscoverResult.model_validate(raw)
+        except ValidationError:
+            return False
+        if not any(version in result.supported_versions for version in MODERN_PROTOCOL_VERSIONS):
+            return False
+        self._session.adopt(result)
+        return True
+
+    @property
+    def is_modern(self) -> bool:
+        return self.version in MODERN_PROTOCOL_VERSIONS
+
+    @property
+    def version(self) -> str:
+        return self._session.protocol_version or ""
+
+    @property
+    def server(self) -> str:
+        """Its self-asserted name and version, for display only."""
+        info = self._session.server_info
+        return f"{info.name} {info.version}".strip() if info else ""
+
+    @property
+    def has_tools(self) -> bool:
+        """False only when it declared its capabilities and tools are not among them."""
+        capabilities = self._session.server_capabilities
+        return capabilities is None or capabilities.tools is not None
+
+    @property
+    def announces_tools(self) -> bool:
+        """Whether it tells when its tools change."""
+        capabilities = self._session.server_capabilities
+        return bool(capabilities and capabilities.tools and capabilities.tools.list_changed)
+
+    # ---------------------------------------------------------------------------------------------------- requests
+
+    async def relay(
+        self, method: str, params: dict[str, Any], request_id: int, on_progress: Callable[..., Awaitable[None]] | None
+    ) -> dict[str, Any]:
+        """One raw request. Raises MCPError (its error, or the connection closed). On cancel: the peer is told."""
+        data: dict[str, Any] = {"method": method, "params": params}
+        options: CallOptions = {"request_id": request_id}
+        self._session._stamp(data, options)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] – see the module's head
+        if on_progress is not None:
+            options["on_progress"] = cast("ProgressFnT", on_progress)
+        return await self._dispatcher.send_raw_request(method, data["params"], options)
+
+    def mirror_headers(self, tools: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+        """Learn which arguments of these tools (name -> input schema) the modern wire mirrors into headers.
+
+        Returns why a tool cannot be offered, by name: the revision forbids clients to use invalid annotations.
+        """
+        maps: dict[str, dict[tuple[str, ...], str]] = {}
+        refused: dict[str, str] = {}
+        for name, schema in tools.items():
+            if self.is_modern and (reason := find_invalid_x_mcp_header(schema)) is not None:
+                refused[name] = f"its x-mcp-header is invalid ({reason})"
+            else:
+                maps[name] = x_mcp_header_map(schema)
+        self._session._x_mcp_header_maps = maps  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] – see the module's head
+        return refused
+
+    async def hear_changes(self, ack_s: float) -> None:
+        """Follow `subscriptions/listen` (modern only) until it ends; each event is `on_tools_changed`.
+
+        Returns when the peer ended it or would not have it.
+        """
+        try:
+            with anyio.move_on_after(ack_s) as waiting:
+                async with listen(self._session, tools_list_changed=True) as events:
+                    waiting.deadline = float("inf")
+                    async for _ in events:
+                        self._on_tools_changed()
+        except (MCPError, RuntimeError, TimeoutError):  # SubscriptionLost and ListenNotSupportedError are RuntimeErrors
+            return
+
+
+_UNREADABLE = ("Failed to parse", "Unexpected content type")
+_ENDED = ("SSE stream", "Connection closed", "server answered a request with 202")
+
+
+def what_happened(error: MCPError) -> Literal["refused", "unreadable", "ended"]:
+    """Who made this error: the peer, or the SDK about an answer it could not read or never got.
+
+    The SDK tells them apart by words only. A peer that imitates the words makes its own answers less certain.
+    """
+    if error.error.message.startswith(_UNREADABLE):
+        return "unreadable"
+    return "ended" if error.error.message.startswith(_ENDED) else "refused"
+
+
+def _modern_in(error: MCPError) -> str:
+    """The newest modern version a -32022 error names; "" for none or another error."""
+    supported = _supported(error)
+    mutual = [version for version in MODERN_PROTOCOL_VERSIONS if version in supported]
+    return mutual[-1] if mutual else ""
+
+
+def _modern_only(error: MCPError) -> bool:
+    supported = _supported(error)
+    return bool(supported) and not any(version in HANDSHAKE_PROTOCOL_VERSIONS for version in supported)
+
+
+def _supported(error: MCPError) -> list[str]:
+    data: Any = error.error.data
+    if error.code != types.UNSUPPORTED_PROTOCOL_VERSION or not isinstance(data, Mapping):
+        return []
+    named: Any = cast("Mapping[str, Any]", data).get("supported")
+    return [str(version) for version in cast("list[Any]", named)] if isinstance(named, list) else []
+
+
+# ---------------------------------------------------------------------------------------------------------- transports
+
+
+def http_streams(url: str, client: httpx2.AsyncClient, event_bytes: int) -> AbstractAsyncContextManager[Streams]:
+    """Streamable HTTP on a client of ours, which stays open."""
+    return streamable_http_client(url, http_client=client, max_sse_event_size=event_bytes)
+
+
+@asynccontextmanager
+async def sse_streams(url: str, client: httpx2.AsyncClient) -> AsyncGenerator[Streams]:
+    """HTTP+SSE of 2024-11-05 on a client of ours, which the SDK closes when it leaves."""
+
+    def ours(
+        headers: dict[str, str] | None = None,  # noqa: ARG001 – the SDK's signature; all three are set on our client
+        timeout: httpx2.Timeout | None = None,  # noqa: ARG001
+        auth: httpx2.Auth | None = None,  # noqa: ARG001
+    ) -> httpx2.AsyncClient:
+        return client
+
+    async with sse_client(url, httpx_client_factory=ours) as streams:
+        yield streams

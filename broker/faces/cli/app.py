@@ -1,0 +1,162 @@
+"""`broker`: from the words a person typed to an exit code.
+
+Exit codes: 0 it went well · 1 the answer is no, or it failed · 2 the command line, the settings or the manifests are
+wrong · 130 interrupted. A mistake of the person is told in one sentence each; only a bug of ours shows a traceback.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import typer.core
+from typer.exceptions import TyperException
+
+from broker import __version__
+from broker.errors import BrokerError, ConfigurationError
+from broker.faces.cli import COMMANDS, house
+from broker.faces.cli.output import explain_error, say, tell
+from broker.faces.cli.text import safe
+
+INTERRUPTED = 130
+
+
+class Commands(typer.core.TyperGroup):
+    """The table of commands as a group that imports a command when it is asked for it."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 – the group's own signature
+        return [name for part in COMMANDS.values() for name in part]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 – as above
+        for part in COMMANDS.values():
+            if cmd_name in part:
+                self.commands[cmd_name] = built_command(cmd_name, part[cmd_name])
+                return self.commands[cmd_name]
+        return None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None:
+            self.commands.update(dict.fromkeys(self.list_commands(ctx)))  # type: ignore[arg-type] – names to suggest from
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for heading, part in COMMANDS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name, self.get_command(ctx, name).get_short_help_str(90)) for name in part])
+
+
+def built_command(name: str, reference: str) -> Any:
+    """The click command behind "module:Name": a function, or a typer app with verbs."""
+    module, _, attribute = reference.partition(":")
+    found = getattr(import_module(module), attribute)
+    if isinstance(found, typer.Typer):
+        built: Any = typer.main.get_group(found)
+        built.name = name
+    else:
+        single = plain()
+        single.command(name)(found)
+        built = typer.main.get_command(single)
+    for one in (built, *getattr(built, "commands", {}).values()):
+        one.help = _with_example(one.help or "")
+    return built
+
+
+def _with_example(text: str) -> str:
+    """Help whose example keeps its lines: the mark is the help formatter's, and would be a riddle in a docstring."""
+    return text.replace("\n\nExample:", "\n\n\b\nExample:")
+
+
+def plain(**options: Any) -> typer.Typer:
+    """A typer app in the house's manner: plain help, no completion options, errors left to `run`."""
+    return typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+        **options,
+    )
+
+
+root = plain(cls=Commands, no_args_is_help=True)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        say(f"broker {__version__}")
+        raise typer.Exit
+
+
+@root.callback()
+def broker(
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="PATH", help="The settings file, for any command.", show_default=False),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """The governed MCP broker between AI agents and everything they can touch.
+
+    Example:
+      broker init                  write broker.yaml and a first tool
+      broker serve                 serve it
+      broker connect claude-code   show how an agent connects
+      broker log --follow          watch the calls
+    """
+    del version  # acted on before any command
+    if config is not None:
+        os.environ["BROKER_CONFIG"] = str(config)  # every command's own --config reads it
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carry out one command line. Returns the exit code; raises only for a bug."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a poor terminal must not end a command
+    try:
+        command = typer.main.get_command(root)
+        command.help = _with_example(command.help or "")
+        code = command.main(list(arguments), prog_name="broker", standalone_mode=False)
+    except TyperException as mistake:
+        return _usage(mistake)
+    except (typer.Abort, KeyboardInterrupt):
+        tell("Interrupted.")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone (`broker log | head`); what is still buffered must not fail at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (BrokerError, BaseExceptionGroup) as error:
+        return _told(error)
+    return code if isinstance(code, int) else 0
+
+
+def _usage(mistake: TyperException) -> int:
+    context: Any = getattr(mistake, "ctx", None)
+    if type(mistake).__name__ == "NoArgsIsHelpError":
+        tell(mistake.format_message())
+        return 2
+    tell(f"Error: {safe(mistake.format_message(), lines=True)}")
+    if context is not None:
+        tell(f"`{context.command_path} --help` shows how it is used.")
+    return mistake.exit_code
+
+
+def _told(error: BaseException) -> int:
+    """Say what a known error says; task groups may have wrapped it. Anything else is a bug and is raised."""
+    leaves = house.leaves(error)
+    known = [leaf for leaf in leaves if isinstance(leaf, BrokerError)]
+    if len(known) != len(leaves):
+        if leaves and all(isinstance(leaf, (KeyboardInterrupt, BrokerError)) for leaf in leaves):
+            return INTERRUPTED
+        raise error
+    for leaf in known:
+        explain_error(leaf)
+    return 2 if any(isinstance(leaf, ConfigurationError) for leaf in known) else 1

@@ -1,0 +1,97 @@
+"""`broker holds`: what waits for a person, exactly as it will be sent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import jiter
+import typer
+
+from broker.faces.cli import house
+from broker.faces.cli.invocation import HEADINGS, as_document, row, who
+from broker.faces.cli.output import print_json, print_table, say, span, stamp, styled
+from broker.faces.cli.records import open_records
+from broker.faces.cli.text import rendered, safe
+from broker.model.invocation import Invocation, InvocationQuery
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from broker.faces.cli.records import Records
+
+
+def holds(
+    everything: Annotated[bool, typer.Option("--all", help="Also those that have ended.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Most holds to show.")] = 100,
+    config: house.Config = None,
+    as_json: house.Json = False,
+) -> None:
+    """Show the calls that wait for a person's decision, the soonest to expire first.
+
+    Each shows exactly what will be sent if it is approved; characters that show nothing are written out by number.
+
+    Example:
+      broker holds
+      broker holds --all --json
+    """
+    house.run(_holds, config, everything, limit, as_json)
+
+
+async def _holds(config: Path | None, everything: bool, limit: int, as_json: bool) -> None:
+    async with open_records(config) as records:
+        query = InvocationQuery(states=() if everything else ("held", "approved"), held_only=True, limit=limit)
+        found = await records.store.invocations(query)
+        waiting = sorted(
+            (one for one in found if one.state == "held"), key=lambda one: one.hold.expires_at_ms if one.hold else 0
+        )
+        approved = [one for one in found if one.state == "approved"]
+        if as_json:
+            print_json(
+                [await _document(records, one) for one in [*waiting, *(one for one in found if one.state != "held")]]
+            )
+            return
+        for one in waiting:
+            say(*await _card(records, one), "")
+        if approved:
+            say("Approved, and waiting for a serving broker to run them:")
+            print_table(HEADINGS, [row(one, short=False) for one in approved], styles={2: "*"})
+            say("")
+        ended = [one for one in found if one.state not in ("held", "approved")]
+        if ended:
+            print_table(HEADINGS, [row(one, short=False) for one in ended], styles={2: "*"})
+        if not found:
+            say("Nothing was ever held." if everything else "Nothing waits for a decision.")
+
+
+async def _arguments(records: Records, invocation: Invocation) -> Any:
+    exact = await records.store.held_arguments(invocation.call_id)
+    return None if exact is None else jiter.from_json(exact)
+
+
+async def _document(records: Records, invocation: Invocation) -> dict[str, Any]:
+    return {**as_document(invocation), "arguments": await _arguments(records, invocation)}
+
+
+async def _card(records: Records, invocation: Invocation) -> list[str]:
+    hold, now_ms = invocation.hold, records.clock.now_ms()
+    assert hold is not None, "asked for held calls only"  # noqa: S101 – the query's promise
+    left, ago = span(max(0, hold.expires_at_ms - now_ms)), span(now_ms - invocation.at_ms)
+    asked = [f"scope {scope}" for scope in hold.scopes] + [f"group {group}" for group in hold.groups]
+    default = f"scope {records.settings.hold.reviewer_scope}"
+    what = safe(f"{invocation.tool_effect} on backend {invocation.backend}")
+    lines = [
+        f"{styled(invocation.tool, 'bold')}  held {ago} ago, {styled(f'expires in {left}', 'held')}",
+        f"  hold        {safe(invocation.call_id)}",
+        f"  asked by    {safe(who(invocation))}",
+        f"  because     {safe(hold.reason)} (rule {safe(invocation.rule)})",
+        f"  reviewers   {safe(' or '.join(asked) or default)}; never the requester",
+        f"  expires     {stamp(hold.expires_at_ms)}",
+        f"  will do     {what}, with exactly these arguments:",
+    ]
+    lines += [f"    {shown}" for shown in rendered(await _arguments(records, invocation))]
+    lines += [
+        f"  digest      {safe(invocation.arguments_digest)}",
+        f"  decide      broker approve {safe(invocation.call_id)}",
+        f'              broker deny {safe(invocation.call_id)} --reason "…"',
+    ]
+    return lines

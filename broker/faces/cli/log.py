@@ -1,0 +1,166 @@
+"""`broker log`: who called what, and how it ended."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, cast, get_args
+
+import typer
+
+from broker.faces.cli import house
+from broker.faces.cli.invocation import HEADINGS, as_document, detail, find, line, row
+from broker.faces.cli.output import print_json, print_json_line, print_table, say
+from broker.faces.cli.records import open_records
+from broker.model.invocation import OPEN, Invocation, InvocationQuery, State
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from broker.ports import Store
+
+PAGE = 1_000
+_AGO = re.compile(r"(\d+)\s*(s|m|h|d|w)")
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def log(
+    call: Annotated[
+        str, typer.Argument(metavar="CALL", show_default=False, help="One call in detail: its id, or the end of it.")
+    ] = "",
+    agent: Annotated[str, typer.Option(help="Only this agent's calls.", show_default=False)] = "",
+    user: Annotated[str, typer.Option(help="Only calls for this user.", show_default=False)] = "",
+    tenant: Annotated[str, typer.Option(help="Only this tenant's calls.", show_default=False)] = "",
+    tool: Annotated[str, typer.Option(help="Only calls of this tool.", show_default=False)] = "",
+    backend: Annotated[str, typer.Option(help="Only calls to this backend.", show_default=False)] = "",
+    rule: Annotated[str, typer.Option(help="Only calls this rule decided (policy/rule).", show_default=False)] = "",
+    code: Annotated[str, typer.Option(help="Only calls that ended with this error code.", show_default=False)] = "",
+    state: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STATE",
+            show_default=False,
+            help=f"Only calls in this state; may be repeated: {', '.join(get_args(State))}.",
+        ),
+    ] = None,
+    since: Annotated[
+        str, typer.Option(metavar="WHEN", help="30m, 2h, 1d ago, or a date and time.", show_default=False)
+    ] = "",
+    until: Annotated[str, typer.Option(metavar="WHEN", help="As --since.", show_default=False)] = "",
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Most calls to show, the latest ones.")] = 50,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with new calls and changes until interrupted.")
+    ] = False,
+    config: house.Config = None,
+    as_json: house.Json = False,
+) -> None:
+    """Show recorded calls, oldest first; with CALL, one of them from request to outcome.
+
+    Example:
+      broker log --agent support-bot --since 1h
+      broker log --state denied --state held --json
+      broker log 1c2b3a49
+      broker log --follow
+    """
+    states = tuple(state or ())
+    for one in states:
+        if one not in get_args(State):
+            raise typer.BadParameter(
+                f"there is no state {one!r}; states: {', '.join(get_args(State))}", param_hint="--state"
+            )
+    now_ms = int(datetime.now(UTC).timestamp() * 1000)
+    query = InvocationQuery(
+        states=cast("tuple[State, ...]", states),
+        agent=agent,
+        user=user,
+        tenant=tenant,
+        tool=tool,
+        backend=backend,
+        rule=rule,
+        code=code,
+        since_ms=moment(since, now_ms, "--since"),
+        until_ms=moment(until, now_ms, "--until"),
+        limit=limit,
+    )
+    if call:
+        house.run(_one, config, call, as_json)
+    else:
+        house.run(_many, config, query, follow, as_json)
+
+
+def moment(text: str, now_ms: int, option: str) -> int:
+    """Milliseconds UTC of `1h` (ago) or a date and time (local unless it says otherwise); 0 for "".
+
+    Raises BadParameter.
+    """
+    if not text:
+        return 0
+    ago = _AGO.fullmatch(text.strip())
+    if ago:
+        return now_ms - int(ago[1]) * _UNIT_S[ago[2]] * 1000
+    try:
+        return int(datetime.fromisoformat(text).astimezone().timestamp() * 1000)
+    except (ValueError, OverflowError) as error:
+        raise typer.BadParameter(
+            f"{text!r} is neither like 30m, 2h, 1d nor a date such as 2026-11-23T14:00", param_hint=option
+        ) from error
+
+
+async def _one(config: Path | None, call: str, as_json: bool) -> None:
+    async with open_records(config) as records:
+        invocation = await find(records.store, call)
+        if as_json:
+            print_json(as_document(invocation))
+        else:
+            say(*detail(invocation))
+
+
+async def _many(config: Path | None, query: InvocationQuery, follow: bool, as_json: bool) -> None:
+    async with open_records(config) as records:
+        if follow:
+            await _follow(records.store, query, as_json)
+        found = list(reversed(await records.store.invocations(query)))
+        if as_json:
+            print_json([as_document(one) for one in found])
+        elif found:
+            short = sys.stdout.isatty()
+            print_table(HEADINGS, [row(one, short=short) for one in found], styles={0: "dim", 2: "*"})
+        else:
+            say("No call fits." if query != InvocationQuery(limit=query.limit) else "No call yet.")
+
+
+async def _follow(store: Store, query: InvocationQuery, as_json: bool) -> None:
+    """Print what is there, then each new call and each change of an open one, for ever.
+
+    States are compared here, not in the query: a call is in several of them while it is followed.
+    """
+    seen: dict[str, str] = {}
+
+    def show(invocation: Invocation) -> None:
+        if seen.get(invocation.call_id) == invocation.state:
+            return
+        seen[invocation.call_id] = invocation.state
+        if query.states and invocation.state not in query.states:
+            return
+        if as_json:
+            print_json_line(as_document(invocation))
+        else:
+            print(line(invocation, short=sys.stdout.isatty()), flush=True)
+
+    newest = await store.invocations(InvocationQuery(limit=1))
+    after = newest[0].call_id if newest else ""
+    for one in reversed(await store.invocations(query)):
+        show(one)
+    while True:
+        since = replace(query, states=(), after=after, since_ms=0, limit=PAGE, oldest_first=True)
+        for one in await store.invocations(since):
+            show(one)
+            after = one.call_id
+        for call_id in [call_id for call_id, state in seen.items() if state in OPEN]:
+            now = await store.invocation(call_id)
+            if now is not None:
+                show(now)
+        seen = {call_id: state for call_id, state in seen.items() if state in OPEN}
+        await store.changed(1.0)

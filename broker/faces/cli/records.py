@@ -1,0 +1,67 @@
+"""The records and accounts of a broker, without the broker: for commands that ask, and those that keep accounts.
+
+Why not the assembly: it knows every part, and importing them all takes longer than most questions. What must not live
+here: holds being decided, calls being made (`house.deciding`, `house.tooled`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from time import time
+from typing import TYPE_CHECKING, Any
+
+from broker.faces.cli import house
+
+if TYPE_CHECKING:
+    from broker.ports import Directory, Store
+    from broker.settings import Settings
+
+
+class Clock:
+    """ports.Clock on the system's clock."""
+
+    def now_ms(self) -> int:
+        return int(time() * 1000)
+
+
+@dataclass
+class Records:
+    settings: Settings
+    store: Store
+    clock: Clock
+
+    @cached_property
+    def directory(self) -> Directory:
+        """Opened when it is first asked for. Blocks, which a command with nothing else to do may."""
+        from broker.stores.sqlite.directory import SqliteDirectory
+
+        return SqliteDirectory.open(_path(self.settings), clock=self.clock)
+
+
+def _path(settings: Settings) -> Path:
+    return settings.directory / settings.database
+
+
+@asynccontextmanager
+async def open_records(config: Path | None) -> AsyncGenerator[Records]:
+    """Raises SettingsError; RecordUnavailable (locked, newer, damaged, not ours to write)."""
+    settings = house.read(config)
+    house.quiet(settings)
+    from broker.stores import STORES
+
+    module, _, name = STORES["sqlite"].partition(":")
+    kind: Any = getattr(import_module(module), name)
+    clock = Clock()
+    store: Store = await kind.open(_path(settings), clock=clock, open_per_agent=settings.hold.open_per_agent)
+    records = Records(settings, store, clock)
+    try:
+        yield records
+    finally:
+        if "directory" in vars(records):
+            records.directory.close()
+        await store.aclose()

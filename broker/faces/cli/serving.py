@@ -1,0 +1,196 @@
+"""The broker at work in this process: faces put onto an open broker, and what a person is told when it is ready.
+
+What must not live here: how requests are served (faces), what is opened and closed (assembly).
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+import structlog
+
+from broker import __version__
+from broker.assembly import Broker
+from broker.auth import challenge, local, metadata
+from broker.authserver import routes, unsafe
+from broker.errors import ConfigurationError, Problem, RecordUnavailable, SettingsError
+from broker.faces import web
+from broker.faces.cli.house import SETTINGS_FILE
+from broker.faces.cli.output import count, span, stamp, styled, tell
+from broker.faces.cli.text import safe
+from broker.faces.mcp.server import AgentServer
+from broker.model.invocation import InvocationQuery
+
+if TYPE_CHECKING:
+    import socket
+
+    from starlette.routing import Route
+
+    from broker.settings import Settings
+
+INSTRUCTIONS = (
+    "Every tool here is governed: a call may be refused, throttled, or held for a person's decision. Each refusal says "
+    "why, whether anything was done, and what to do next; do not repeat a call that says not to."
+)
+TALLY_EVERY_S = 60.0
+
+log = structlog.get_logger("broker.serve")
+
+
+async def over_http(settings: Settings, bound: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT. Raises SettingsError (not safe to reach from outside), ManifestError,
+    RecordUnavailable."""
+    try:
+        async with Broker.open(settings) as broker:
+            faults = unsafe(settings, broker.directory)
+            if faults:
+                raise SettingsError([Problem(str(settings.directory / SETTINGS_FILE), 0, 0, fault) for fault in faults])
+            broker.where.port = bound.getsockname()[1]
+            async with _faced(broker) as agents:
+                app = web.build(agents, routes=_routes(broker), not_ready=lambda: broker.not_ready, version=__version__)
+                lines = await _ready(broker, broker.where.base_url())
+                await web.serve(app, settings, lambda _url: tell(*lines), bound=bound)
+    finally:
+        bound.close()
+
+
+async def over_stdio(settings: Settings) -> None:
+    """Serve one client to the end of its input, or until SIGTERM or SIGINT. Errors as `over_http`."""
+    async with Broker.open(settings) as broker, _faced(broker) as agents, anyio.create_task_group() as tasks:
+        tasks.start_soon(_until_signal, tasks.cancel_scope)
+        tell(*await _ready(broker, ""))
+        await agents.serve_stdio(local.principal(settings.stdio))
+        tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _faced(broker: Broker) -> AsyncGenerator[AgentServer]:
+    """The agents' server on this broker: told of catalog changes, its refusals noted in sum, SIGHUP followed."""
+    refused: Counter[str] = Counter()
+    agents = AgentServer(
+        broker.pipeline,
+        broker.gatekeeper.authenticate,
+        broker.settings,
+        version=__version__,
+        instructions=INSTRUCTIONS,
+        challenge=_challenge,
+        base_url=broker.where.base_url,
+        clock=broker.clock,
+        on_refused=lambda kind: refused.update([kind]),
+    )
+    unsubscribe = broker.shelf.subscribe(agents.announce_tools_changed)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_tally, broker, refused)
+        tasks.start_soon(_reload_on_hangup, broker)
+        try:
+            yield agents
+        finally:
+            unsubscribe()
+            tasks.cancel_scope.cancel()
+            with anyio.move_on_after(2, shield=True):
+                await _note(broker, refused)
+
+
+def _routes(broker: Broker) -> list[Route]:
+    """What is served beside the agents' endpoints: whose tokens are taken, and the embedded authorization server."""
+
+    def scopes() -> frozenset[str]:
+        return broker.shelf.current.all_scopes
+
+    return [
+        *metadata.routes(broker.settings, scopes, broker.where.base_url),
+        *routes(
+            broker.settings, broker.directory, scopes, broker.store.note, broker.where.base_url, clock=broker.clock
+        ),
+    ]
+
+
+def _challenge(base_url: str, path: str, *, error: str = "", description: str = "", scopes: Iterable[str] = ()) -> str:
+    return challenge.challenge(
+        resource_metadata=challenge.metadata_url(base_url, path), scopes=scopes, error=error, description=description
+    )
+
+
+async def _tally(broker: Broker, refused: Counter[str]) -> None:
+    """Requests that never became a call are recorded in sum: one entry a minute, however many there were."""
+    while True:
+        await anyio.sleep(TALLY_EVERY_S)
+        await _note(broker, refused)
+
+
+async def _note(broker: Broker, refused: Counter[str]) -> None:
+    if not refused:
+        return
+    sums = dict(refused)
+    try:
+        await broker.store.note("requests_refused", sums)
+    except RecordUnavailable as error:
+        log.error("refused requests are not recorded yet", reason=error.message)
+        return
+    refused.subtract(sums)
+    for kind in [kind for kind, left in refused.items() if left <= 0]:
+        del refused[kind]
+
+
+async def _reload_on_hangup(broker: Broker) -> None:
+    if not hasattr(signal, "SIGHUP"):  # Windows
+        return
+    with anyio.open_signal_receiver(signal.SIGHUP) as signals:
+        async for _ in signals:
+            try:
+                await broker.reconciler.reload("SIGHUP")
+            except ConfigurationError as error:
+                log.error("manifests not reloaded; the old ones are served", problems=error.message)
+
+
+async def _until_signal(scope: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            scope.cancel()
+            return
+
+
+# ------------------------------------------------------------------------------------------------------ for people
+
+
+async def _ready(broker: Broker, base_url: str) -> list[str]:
+    """The last lines of a start: where it is, what it serves, what is wrong, where it records."""
+    agents = 1 if not base_url else len([one for one in broker.directory.clients() if not one.disabled])
+    waiting = len(await broker.store.invocations(InvocationQuery(states=("held",), limit=1000)))
+    settings, catalog = broker.settings, broker.shelf.current
+    down = [backend for backend in broker.backends.values() if backend.health.state != "up"]
+    up = len(broker.backends) - len(down)
+    lines: list[str] = []
+    for one in broker.recovered:
+        ago = span(broker.clock.now_ms() - one.at_ms)
+        lines.append(
+            f"{styled('1 call with unknown outcome', 'bad')}: {safe(one.tool)} by {safe(one.agent)}, "
+            f"started {stamp(one.at_ms)} ({ago} ago); `broker log {one.call_id}`"
+        )
+    for one in down:
+        state = one.health.state
+        lines.append(
+            f"Backend {safe(one.name)} is {styled(state, state)}: {safe(one.health.detail) or 'no answer yet'}"
+        )
+    lines += [f"Note: {safe(note)}" for note in catalog.notes]
+    lines += [f"broker {__version__}", f"  records   {safe(str((settings.directory / settings.database).resolve()))}"]
+    lines.append(
+        f"  serves    {count(len(catalog.entries), 'tool')} of {count(len(broker.backends), 'backend')} ({up} up) "
+        f"to {count(agents, 'agent')}"
+    )
+    if waiting:
+        lines.append(f"  holds     {count(waiting, 'call')} to decide: broker holds")
+    if base_url:
+        lines += [
+            f"  health    {base_url}/readyz",
+            f"  MCP       {base_url}/mcp  (SSE: {base_url}/sse)",
+            "  connect   broker connect claude-code",
+        ]
+    else:
+        lines.append(f"  MCP       on stdin and stdout, as agent {safe(settings.stdio.agent)}")
+    return lines

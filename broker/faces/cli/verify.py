@@ -1,0 +1,84 @@
+"""`broker verify`: prove that the records are whole and unchanged."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from broker.errors import Problem, SettingsError
+from broker.faces.cli import house
+from broker.faces.cli.output import count, print_json, say, styled, tell
+from broker.faces.cli.text import safe
+
+if TYPE_CHECKING:
+    from broker.verifier import Verification
+
+
+def verify(
+    anchor: Annotated[
+        Path | None,
+        typer.Option(
+            "--anchor",
+            metavar="FILE",
+            show_default=False,
+            help="Also hold the records against an anchor written before.",
+        ),
+    ] = None,
+    write_anchor: Annotated[
+        Path | None,
+        typer.Option(
+            "--write-anchor",
+            metavar="FILE",
+            show_default=False,
+            help="When all is well, write where the chains stand now.",
+        ),
+    ] = None,
+    config: house.Config = None,
+    as_json: house.Json = False,
+) -> None:
+    """Check every record against its chain; with an anchor, also that none is missing at the end.
+
+    An anchor is a small file to keep elsewhere: whoever changes the database cannot change that. Exit code 1 when
+    something is wrong; the first bad position is named.
+
+    Example:
+      broker verify --write-anchor /backup/broker.anchor
+      broker verify --anchor /backup/broker.anchor
+    """
+    from broker import verifier
+
+    settings = house.read(config)
+    database = settings.directory / settings.database
+    if not database.exists():
+        message = "there are no records yet; `broker serve` or `broker call` begins them"
+        raise SettingsError([Problem(str(database), 0, 0, message)])
+    found = verifier.verify(database, anchor)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        say(*_told(found))
+    if not found.ok:
+        raise typer.Exit(1)
+    if write_anchor is not None:
+        try:
+            heads = verifier.write_anchor(found, write_anchor)
+        except OSError as error:
+            raise SettingsError([Problem(str(write_anchor), 0, 0, f"cannot be written: {error.strerror}")]) from error
+        tell(f"Wrote {safe(str(write_anchor))} ({count(heads, 'chain')}). Keep it where this machine cannot change it.")
+
+
+def _told(found: Verification) -> list[str]:
+    if found.fault is not None:
+        where = f"chain {found.fault.chain}, entry {found.fault.seq}: " if found.fault.chain else ""
+        lines = [f"{styled('Not sound', 'bad')}: {safe(where + found.fault.what)}"]
+        return [*lines, "This is the first wrong place; what comes after it was not judged."]
+    anchored = f", {found.anchored} places agree with the anchor" if found.anchored else ""
+    whole = f"{found.entries} entries in {found.chains} chains, {found.records} records agree with them"
+    erased = f", {found.erased} payloads erased since" if found.erased else ""
+    return [
+        f"{styled('Sound', 'ok')}: {whole}{anchored}{erased}.",
+        *(f"  {safe(limit)}" for limit in found.limits),
+    ]

@@ -1,0 +1,113 @@
+"""From a `tools/call` request to a `Call`, and from its end to what an agent is told; the same for every transport.
+
+A refusal is a tool result, so that the model reads it, with two exceptions: an unknown tool is a JSON-RPC error in
+either era, and missing scopes or a dead token are an HTTP challenge where there is HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import structlog
+import uuid_utils
+
+from broker.errors import BrokerError, InsufficientScope, Internal, Malformed, Unauthenticated, UnknownTool
+from broker.faces.mcp.agreement import (
+    CAPABILITIES_KEY,
+    CLIENT_KEY,
+    INVALID_PARAMS,
+    LOG_LEVEL_KEY,
+    SERVER_KEY,
+    SUBSCRIPTION_KEY,
+    VERSION_KEY,
+)
+from broker.faces.mcp.ports import Pipeline
+from broker.faces.mcp.strict import RequestId
+from broker.faces.refusal import as_result
+from broker.model.call import Call, Progress
+from broker.model.principal import Principal
+
+# Between this client and this server only (1.5 of the protocol's duties of intermediaries): never passed on.
+OWN_META = frozenset({VERSION_KEY, CAPABILITIES_KEY, CLIENT_KEY, LOG_LEVEL_KEY, SUBSCRIPTION_KEY, "progressToken"})
+
+NAME_CHARACTERS = 128
+
+log = structlog.get_logger("broker.mcp")
+
+
+def build_call(
+    params: Mapping[str, Any],
+    *,
+    principal: Principal,
+    face: str,
+    now_ms: int,
+    request_id: RequestId | None,
+    capabilities: Mapping[str, Any] | None = None,
+    trace_parent: str = "",
+    progress: Progress | None = None,
+) -> Call:
+    """params: of a `tools/call` request. capabilities: of the session; None reads them from the request's `_meta`.
+
+    Identity comes from `principal` alone; nothing in `_meta` can change it. Raises Malformed (fact `rpc_code` -32602)
+    when the name is no string or the arguments are no object.
+    """
+    name, raw_arguments, raw_meta = params.get("name"), params.get("arguments"), params.get("_meta")
+    if not isinstance(name, str) or not isinstance(raw_arguments, dict | None):
+        raise Malformed("params.name must be a string and params.arguments an object", rpc_code=INVALID_PARAMS)
+    arguments = cast("dict[str, Any]", raw_arguments or {})
+    meta = cast("dict[str, Any]", raw_meta) if isinstance(raw_meta, dict) else {}
+    declared: Any = capabilities if capabilities is not None else meta.get(CAPABILITIES_KEY)
+    trace = meta.get("traceparent", trace_parent)
+    return Call(
+        id=str(uuid_utils.uuid7()),
+        name=name,
+        arguments=arguments,
+        principal=principal,
+        face=face,
+        received_at_ms=now_ms,
+        request_id="" if request_id is None else str(request_id),
+        trace_parent=trace[:128] if isinstance(trace, str) else "",
+        meta={key: value for key, value in meta.items() if key not in OWN_META},
+        capabilities=cast("dict[str, Any]", declared) if isinstance(declared, dict) else {},
+        progress=progress,
+    )
+
+
+async def perform(pipeline: Pipeline, call: Call) -> dict[str, Any]:
+    """The tool result of this call, be it an answer or a refusal.
+
+    Raises UnknownTool, InsufficientScope and Unauthenticated, which each transport tells in its own way; nothing else.
+    On cancel: the pipeline has recorded the call's end when this leaves.
+    """
+    try:
+        return (await pipeline.perform(call)).result()
+    except (UnknownTool, InsufficientScope, Unauthenticated):
+        raise
+    except BrokerError as error:
+        return as_result(error, call.id)
+    except Exception:  # the wire's edge: whatever went wrong in here, the agent gets an answer and the log the details
+        log.exception("a call failed outside the pipeline's care", call_id=call.id)
+        failure = Internal("Refused: the broker failed.", next_step="Ask the operator; do not send the call again.")
+        failure.effect = "unknown"
+        return as_result(failure, call.id)
+
+
+def modern_result(result: dict[str, Any], server_info: Mapping[str, str]) -> dict[str, Any]:
+    """The result as the 2026-07-28 wire wants it: with `resultType`, and `serverInfo` naming the broker alone."""
+    result.setdefault("resultType", "complete")
+    result["_meta"] = {**(result.get("_meta") or {}), SERVER_KEY: server_info}
+    return result
+
+
+def without_server(result: dict[str, Any]) -> dict[str, Any]:
+    """The result without a downstream server's own `serverInfo`, so that the SDK puts the broker's there."""
+    meta: Mapping[str, Any] | None = result.get("_meta")
+    if meta and SERVER_KEY in meta:
+        result["_meta"] = {key: value for key, value in meta.items() if key != SERVER_KEY}
+    return result
+
+
+def unknown_tool(name: str) -> str:
+    """The one sentence for every tool a caller may not see."""
+    return f"Unknown tool: {name[:NAME_CHARACTERS]}"

@@ -1,0 +1,213 @@
+"""The common case, answered without a second parse: a 2026-07-28 `tools/call` that ends as one JSON object.
+
+It takes only what it fully understands: a plain call with a name, arguments and the usual `_meta`. Whoever asks for
+progress or logs, sends answers to input requests, or calls a tool with `x-mcp-header` arguments goes on to the SDK;
+that is decided before the call is made, so a call is never made twice. A call that stays silent for QUIET_S (a hold
+waiting for a person, a slow backend) has its answer turned into an event stream of comments with the result at its end,
+where the client accepts one, so that no proxy in between takes the silence for a dead peer.
+
+Why no task per call to watch for the client's leaving: the connection tells (`broker.faces.connection`), and a task
+group costs more than everything else here. Where there is no such connection, a task group does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import anyio
+import orjson
+import structlog
+
+from broker.errors import Broken, InsufficientScope, Unauthenticated, UnknownTool
+from broker.faces.mcp.agreement import CAPABILITIES_KEY, CLIENT_KEY, INVALID_PARAMS, VERSION_KEY
+from broker.faces.mcp.calls import build_call, modern_result, perform, unknown_tool
+from broker.faces.mcp.ports import House
+from broker.faces.mcp.replies import STREAM_HEADERS, error_body, result_body, send_body
+from broker.faces.mcp.request import Request, Send
+from broker.faces.refusal import as_result
+from broker.model.call import Call
+
+QUIET_S = 15.0
+LOOK_EVERY_S = 5.0
+
+_PLAIN_PARAMS = frozenset({"name", "arguments", "_meta"})
+
+log = structlog.get_logger("broker.mcp")
+
+
+class Exchange:
+    """One response being owed: one JSON object, or from the first `ping` on an event stream."""
+
+    __slots__ = ("_ended", "_lock", "_send", "last_byte")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._lock: anyio.Lock | None = None  # made when it becomes a stream
+        self._ended = False
+        self.last_byte = anyio.current_time()
+
+    async def ping(self) -> None:
+        """Keep a silent response alive with an SSE comment."""
+        if self._ended:
+            return
+        first = self._lock is None
+        self._lock = lock = self._lock or anyio.Lock()
+        self.last_byte = anyio.current_time()
+        async with lock:
+            if first:
+                await self._send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+            if not self._ended:
+                await self._send({"type": "http.response.body", "body": b": waiting\r\n\r\n", "more_body": True})
+
+    async def finish(self, status: int, body: bytes) -> None:
+        """Answer. Once it is a stream the status has gone out already and the body says it all."""
+        self._ended = True
+        if self._lock is None:
+            await send_body(self._send, status, body)
+            return
+        async with self._lock:
+            event = b"event: message\r\ndata: " + body + b"\r\n\r\n"
+            await self._send({"type": "http.response.body", "body": event})
+
+    @property
+    def is_stream(self) -> bool:
+        return self._lock is not None
+
+
+class Direct:
+    def __init__(self, house: House, *, server_info: Mapping[str, str]) -> None:
+        self._pipeline = house.pipeline
+        self._clock = house.clock
+        self._server_info = dict(server_info)
+        self._quiet: set[Exchange] = set()
+        self._mirrors: dict[str, tuple[Any, bool]] = {}  # tool -> (its schema, whether it uses x-mcp-header)
+
+    def takes(self, request: Request) -> bool:
+        """Whether this modern `tools/call`, already in agreement with its headers, can be answered here."""
+        params = request.message.params
+        json, stream = request.accepts
+        if not json or not params.keys() <= _PLAIN_PARAMS:
+            return False
+        name, meta = params.get("name"), cast("dict[str, Any]", params["_meta"])
+        if not isinstance(name, str) or not isinstance(params.get("arguments", {}), dict):
+            return False
+        if (stream and "progressToken" in meta) or not _is_plain(meta):
+            return False
+        return not self.mirrors_arguments(name)
+
+    async def answer(self, request: Request) -> None:
+        """Make the call and answer it. On the client's leaving: the call is cancelled and nothing is sent.
+
+        Raises InsufficientScope and Unauthenticated for the gate to challenge, unless the answer has become a stream.
+        """
+        message = request.message
+        call = build_call(
+            message.params,
+            principal=request.principal,
+            face=request.face,
+            now_ms=self._clock.now_ms(),
+            request_id=message.id,
+            trace_parent=request.trace_parent,
+        )
+        exchange = Exchange(request.send)
+        if request.accepts[1]:
+            self._quiet.add(exchange)
+        try:
+            ended = await self._watched(exchange, call, request)
+        finally:
+            self._quiet.discard(exchange)
+        if ended is not None:
+            await exchange.finish(*ended)
+
+    async def keep_alive(self) -> None:
+        """Ping responses that have been silent too long, for ever."""
+        async with anyio.create_task_group() as pings:  # a client that does not read must not delay the others'
+            while True:
+                await anyio.sleep(LOOK_EVERY_S)
+                before = anyio.current_time() - QUIET_S
+                for exchange in list(self._quiet):
+                    if exchange.last_byte <= before:
+                        pings.start_soon(exchange.ping)
+
+    async def _watched(self, exchange: Exchange, call: Call, request: Request) -> tuple[int, bytes] | None:
+        """The status and body of the answer; None when the client left."""
+        hangup = cast("dict[str, Any]", request.scope.get("extensions") or {}).get("broker.hangup")
+        if hangup is None:
+            return await self._watched_by_task(exchange, call, request)
+        with anyio.CancelScope() as working:
+            if hangup.gone:
+                return None
+            hangup.notify = working.cancel
+            try:
+                return await self._ended(exchange, call, request)
+            finally:
+                hangup.notify = None
+        return None
+
+    async def _watched_by_task(self, exchange: Exchange, call: Call, request: Request) -> tuple[int, bytes] | None:
+        ended: list[tuple[int, bytes] | InsufficientScope | Unauthenticated] = []
+
+        async def work() -> None:
+            try:
+                ended.append(await self._ended(exchange, call, request))
+            except (InsufficientScope, Unauthenticated) as challenge:  # out of the group, where it would be wrapped
+                ended.append(challenge)
+            working.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as working:
+            working.start_soon(work)
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            working.cancel_scope.cancel()
+        if ended and isinstance(ended[0], BaseException):
+            raise ended[0]
+        return cast("tuple[int, bytes]", ended[0]) if ended else None
+
+    async def _ended(self, exchange: Exchange, call: Call, request: Request) -> tuple[int, bytes]:
+        request_id = request.message.id
+        try:
+            result = await perform(self._pipeline, call)
+        except UnknownTool:
+            return 400, error_body(request_id, INVALID_PARAMS, unknown_tool(call.name))
+        except (InsufficientScope, Unauthenticated) as challenge:
+            if not exchange.is_stream:
+                raise
+            result = as_result(challenge, call.id)
+        try:
+            return 200, result_body(request_id, modern_result(result, self._server_info))
+        except TypeError:
+            log.error("an answer cannot be written as JSON", call_id=call.id, tool=call.name)
+            failure = Broken("The backend's answer cannot be written as JSON.", next_step="It may have been done.")
+            return 200, result_body(request_id, modern_result(as_result(failure, call.id), self._server_info))
+
+    def mirrors_arguments(self, name: str) -> bool:
+        """Whether this tool's arguments are mirrored in `Mcp-Param-*` headers, worked out once per schema."""
+        schema = self._pipeline.input_schema(name)
+        if schema is None:
+            return False
+        known = self._mirrors.get(name)
+        if known is None or known[0] is not schema:
+            uses = b'"x-mcp-header"' in orjson.dumps(schema, default=dict)  # views of mappings
+            known = self._mirrors[name] = (schema, uses)
+        return known[1]
+
+
+def _is_plain(meta: Mapping[str, Any]) -> bool:
+    """Whether the reserved keys have the usual shape; any other is the SDK's to judge and to answer."""
+    for key, value in meta.items():
+        if key in (VERSION_KEY, "progressToken"):
+            continue
+        if key == CAPABILITIES_KEY:
+            if not _all_are(dict, value):
+                return False
+        elif key == CLIENT_KEY:
+            if not _all_are(str, value) or not {"name", "version"} <= value.keys():
+                return False
+        elif key.startswith("io.modelcontextprotocol/"):
+            return False
+    return True
+
+
+def _all_are(kind: type, value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(entry, kind) for entry in cast("dict[str, Any]", value).values())

@@ -1,0 +1,71 @@
+"""What the agents' face needs from the house, as promises; the assembly hands over objects that keep them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from broker.model.answer import Answer
+from broker.model.call import Call
+from broker.model.principal import Principal
+from broker.settings import Limits
+
+
+class Pipeline(Protocol):
+    """The part of `broker.pipeline.call.Pipeline` that a face uses."""
+
+    async def perform(self, call: Call) -> Answer:
+        """Carry out one call. Raises BrokerError only; every end is recorded by then."""
+        ...
+
+    def listing(self, principal: Principal) -> tuple[Mapping[str, Any], ...]:
+        """tools/list entries of what this caller may use, in stable order."""
+        ...
+
+    def missing_scopes(self, name: str, principal: Principal) -> frozenset[str]:
+        """Scopes the caller lacks for a tool that is visible to it; empty for every other tool."""
+        ...
+
+    def input_schema(self, name: str) -> Mapping[str, Any] | None:
+        """The input schema of a tool, whoever asks; None when there is none of this name."""
+        ...
+
+
+Authenticate = Callable[[str | None], Awaitable[Principal]]
+"""`Gatekeeper.authenticate`: who presents this bearer credential. Raises Unauthenticated; RecordUnavailable when that
+cannot be found out now; nothing else."""
+
+
+class Challenge(Protocol):
+    def __call__(
+        self, base_url: str, path: str, *, error: str = "", description: str = "", scopes: Iterable[str] = ()
+    ) -> str:
+        """The value of WWW-Authenticate for a refusal at this endpoint (RFC 6750 section 3, RFC 9728 section 5.1).
+
+        base_url: in the spelling the client used. path: "/mcp" or "/sse", whose protected-resource metadata is named.
+        error: "" when no credential was given.
+        """
+        ...
+
+
+Refused = Callable[[str], None]
+"""Told the kind (`replies.KINDS`) of each request refused before it became a call, to be recorded in sum. Never
+raises."""
+
+
+class Clock(Protocol):
+    def now_ms(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What every part of this face is given."""
+
+    pipeline: Pipeline
+    authenticate: Authenticate
+    challenge: Challenge
+    base_url: Callable[[], str]
+    limits: Limits
+    clock: Clock
+    on_refused: Refused

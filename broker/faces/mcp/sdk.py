@@ -1,0 +1,65 @@
+"""The one module that touches private parts of the `mcp` SDK. `tests/laws/test_sdk_touches.py` fails when they move.
+
+Pinned to mcp 2.3.0. Each touch says what it is for and what would replace it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from mcp.server.auth.provider import AccessToken
+from mcp.server.connection import Connection
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel.server import NotificationOptions, Server
+from mcp.server.models import InitializationOptions
+
+from broker.model.principal import Principal
+
+
+class BrokerServer(Server[Any]):
+    """Advertises `listChanged` to handshake-era sessions on every transport.
+
+    Not private, but relied upon: the streamable HTTP manager starts sessions without options and so asks this method,
+    which otherwise says that nothing ever changes.
+    """
+
+    def create_initialization_options(
+        self, notification_options: NotificationOptions | None = None, *rest: Any, **named: Any
+    ) -> InitializationOptions:
+        changing = notification_options or NotificationOptions(tools_changed=True)
+        return super().create_initialization_options(changing, *rest, **named)
+
+
+def connection_of(context: ServerRequestContext[Any, Any]) -> Connection:
+    """The connection behind a request, to notify it later. Touch: `ServerSession._connection`; the SDK keeps no
+    registry of handshake-era sessions, and the session object lives for one request only.
+    """
+    return context.session._connection  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def owner(principal: Principal) -> AuthenticatedUser:
+    """The principal in the form in which the SDK binds sessions to whoever opened them: by `client_id` alone here, so
+    that every token of one principal is the same owner. No credential is in it.
+    """
+    return AuthenticatedUser(AccessToken(token="", client_id=principal.key, scopes=[]))
+
+
+class _WithoutContent(logging.Handler):
+    """Passes on that something went wrong in the SDK, without the message bodies that its log records quote."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        cause = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else "no exception"
+        logging.getLogger("broker.mcp.sdk").error("%s: %s (%s)", record.name, str(record.msg)[:200], cause)
+
+
+def silence() -> None:
+    """Keep the SDK's and the SSE library's logs from quoting arguments, answers and session ids. Idempotent."""
+    quiet = logging.getLogger("mcp")
+    quiet.setLevel(logging.ERROR)
+    quiet.propagate = False
+    if not any(isinstance(handler, _WithoutContent) for handler in quiet.handlers):
+        quiet.handlers[:] = [_WithoutContent()]
+    for name in ("sse_starlette", "sse_starlette.sse"):
+        logging.getLogger(name).setLevel(logging.WARNING)

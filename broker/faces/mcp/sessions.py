@@ -1,0 +1,117 @@
+"""Who is told when the tools change: handshake-era sessions on any transport, and `subscriptions/listen` streams.
+
+Each is told only when its own list has changed since it was last shown: the list of others is not its business, and a
+reload that changes nothing for it costs it nothing. Announcements are gathered, so a burst of reloads is one message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+
+from broker.faces.mcp.ports import Pipeline
+from broker.model.principal import Principal
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+TELL_WITHIN_S = 5.0
+
+Listing = tuple[Mapping[str, Any], ...]
+
+
+class Member(Protocol):
+    """A handshake-era connection (`mcp.server.connection.Connection`)."""
+
+    async def send_tool_list_changed(self) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Shown:
+    """What one listener was last shown, and whether it has to be told of a change, or of the end."""
+
+    principal: Principal
+    listing: Listing
+    changed: anyio.Event
+    ending: bool = False
+
+
+class Audience:
+    """most: listen streams open at once."""
+
+    def __init__(self, pipeline: Pipeline, *, most: int) -> None:
+        self._pipeline = pipeline
+        self._most = most
+        self._members: dict[Member, Shown] = {}
+        self._streams: set[Shown] = set()
+        self._news = anyio.Event()
+        self._ending = False
+
+    def __len__(self) -> int:
+        return len(self._members) + len(self._streams)
+
+    def join(self, member: Member, principal: Principal) -> None:
+        """A handshake-era session is initialised and may be notified from now on."""
+        self._members[member] = Shown(principal, self._pipeline.listing(principal), anyio.Event())
+
+    def leave(self, member: Member) -> None:
+        self._members.pop(member, None)
+
+    def was_shown(self, member: Member, principal: Principal, listing: Listing) -> None:
+        """A session has just been given its list, perhaps with another token than before."""
+        shown = self._members.get(member)
+        if shown is not None:
+            shown.principal, shown.listing = principal, listing
+
+    @contextmanager
+    def listening(self, principal: Principal) -> Generator[Shown | None]:
+        """One listen stream for as long as it is open; None when there are too many."""
+        if len(self._streams) >= self._most:
+            yield None
+            return
+        shown = Shown(principal, self._pipeline.listing(principal), anyio.Event(), self._ending)
+        self._streams.add(shown)
+        try:
+            yield shown
+        finally:
+            self._streams.discard(shown)
+
+    def announce(self) -> None:
+        """The catalog may have changed. Returns at once; `announcing` tells whom it concerns."""
+        self._news.set()
+
+    def end(self) -> None:
+        """Let listen streams end in good order."""
+        self._ending = True
+        for shown in self._streams:
+            shown.ending = True
+            shown.changed.set()
+
+    async def announcing(self) -> None:
+        """Pass on announcements, for ever. Runs in one task per broker."""
+        while True:
+            await self._news.wait()
+            self._news = anyio.Event()
+            for shown in list(self._streams):
+                if self._has_changed(shown):
+                    shown.changed.set()
+            async with anyio.create_task_group() as telling:
+                for member, shown in list(self._members.items()):
+                    if self._has_changed(shown):
+                        telling.start_soon(_tell, member)
+
+    def _has_changed(self, shown: Shown) -> bool:
+        now = self._pipeline.listing(shown.principal)
+        if now is shown.listing or now == shown.listing:
+            return False
+        shown.listing = now
+        return True
+
+
+async def _tell(member: Member) -> None:
+    with anyio.move_on_after(TELL_WITHIN_S):  # a client that does not read must not delay the others for long
+        await member.send_tool_list_changed()

@@ -1,0 +1,225 @@
+"""The root of everything the broker serves over HTTP, and the server under it.
+
+Paths are matched on the raw bytes of the request target, exactly: `//mcp`, `/mcp%2f`, `/MCP` and `/healthz/../mcp` are
+other paths and lead nowhere. Agents' endpoints go to the gate, which authenticates; `/healthz` and `/readyz` answer any
+prober and say nothing a stranger may not know; what else is handed in (OAuth, metadata, later the console) is behind
+the same Host check and a small body cap.
+
+What must not live here: identity, JSON-RPC, anything of a call.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import socket
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import anyio
+import orjson
+import structlog
+import uvicorn
+from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Router
+
+from broker.faces.connection import protocol_class
+from broker.faces.mcp.headers import read_headers
+from broker.faces.mcp.replies import CLOSE, JSON_HEADERS
+from broker.faces.mcp.request import RawHeaders, Receive, Scope, Send
+from broker.faces.mcp.server import AgentServer
+from broker.settings import Settings
+
+FORM_BYTES = 65_536
+KEEP_ALIVE_S = 65
+
+log = structlog.get_logger("broker.web")
+
+
+class Web:
+    """The ASGI root. `running()` must be entered while it serves."""
+
+    def __init__(
+        self, agents: AgentServer, routes: Sequence[BaseRoute], not_ready: Callable[[], Sequence[str]], version: str
+    ) -> None:
+        self._agents = agents
+        self._not_ready = not_ready
+        self._version = version
+        self._others = Router(routes, redirect_slashes=False, default=_not_found)
+        self._plain: Mapping[bytes, Callable[[], tuple[int, Any]]] = {
+            b"/": self._about,
+            b"/healthz": lambda: (200, {"status": "alive"}),
+            b"/readyz": self._readiness,
+        }
+        self._agent_paths = {path.encode() for path in agents.paths}
+        self._draining = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"{scope['type']} is not served here")
+        path: bytes = scope.get("raw_path") or scope["path"].encode()
+        if path in self._agent_paths:
+            await self._agents.app(scope, receive, send)
+        elif path in self._plain and scope["method"] in ("GET", "HEAD") and not (path == b"/" and self._routes_root()):
+            await _json(send, *self._plain[path]())
+        else:
+            await self._other(scope, receive, send)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        async with self._agents.running():
+            yield
+
+    async def drain(self, seconds: float) -> None:
+        """Begin to shut down: `/readyz` turns red, nothing new is taken, streams end in good order."""
+        self._draining = True
+        await self._agents.drain(seconds)
+
+    def _routes_root(self) -> bool:
+        return any(getattr(route, "path", None) == "/" for route in self._others.routes)
+
+    def _about(self) -> tuple[int, Any]:
+        return 200, {"name": "broker", "version": self._version, "mcp": "/mcp", "sse": "/sse", "ready": "/readyz"}
+
+    def _readiness(self) -> tuple[int, Any]:
+        reasons = ["shutting down"] if self._draining else list(self._not_ready())
+        return (503, {"status": "not ready", "reasons": reasons}) if reasons else (200, {"status": "ready"})
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers, twice = read_headers(scope["headers"])
+        if twice or (status := self._agents.places.host_status(headers, scope.get("server"))) == 400:
+            await _json(send, 400, {"error": "bad request"})
+            return
+        if status:
+            await _json(send, 421, {"error": "this host name is not served here"})
+            return
+        length = headers.get(b"content-length", b"0")
+        if b"transfer-encoding" in headers or not length.isdigit() or int(length) > FORM_BYTES:
+            await _json(send, 413, {"error": f"at most {FORM_BYTES} bytes, with a Content-Length"}, [CLOSE])
+            return
+        try:
+            await self._others(scope, receive, send)
+        except HTTPException as refusal:
+            await _json(send, refusal.status_code, {"error": refusal.detail})
+
+
+def build(
+    agents: AgentServer,
+    *,
+    routes: Sequence[BaseRoute] = (),
+    not_ready: Callable[[], Sequence[str]] = lambda: (),
+    version: str = "",
+) -> Web:
+    """The ASGI root. routes: whatever else is served (OAuth, metadata); each brings its own identity checks.
+
+    not_ready: why calls cannot be served now, shown on `/readyz`; empty when they can.
+    """
+    return Web(agents, routes, not_ready, version)
+
+
+def bind(settings: Settings) -> socket.socket:
+    """The listening socket, so that its port is known before anything is told. Raises OSError when it is taken."""
+    host, port = settings.listen.host, settings.listen.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+def url_of(bound: socket.socket) -> str:
+    """`http://127.0.0.1:8750` of a listening socket."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def serve(
+    app: Web,
+    settings: Settings,
+    on_ready: Callable[[str], None],
+    *,
+    bound: socket.socket | None = None,
+    stop: anyio.Event | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT (or `stop`), then let what runs end within `limits.drain_s`, and return.
+
+    on_ready: told the URL once connections are accepted. bound: a socket of `bind`, closed here. Run it on a loop of
+    uvloop (`anyio.run(..., backend_options={"use_uvloop": True})`). A second SIGINT does not wait.
+    """
+    listening = bound or bind(settings)
+    server = _Server(_config(app, settings), lambda: on_ready(url_of(listening)))
+    async with app.running(), anyio.create_task_group() as tasks:
+        leave = stop or anyio.Event()
+        if stop is None:
+            tasks.start_soon(_signals, server, leave)
+        tasks.start_soon(_leave, server, app, leave, settings.limits.drain_s)
+        try:
+            await server.serve(sockets=[listening])
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):
+                await server.close(listening)
+            raise
+        tasks.cancel_scope.cancel()
+
+
+def _config(app: Web, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # pyright: ignore[reportArgumentType]  # ASGI in our own, looser words
+        http=protocol_class(settings.limits),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",  # a warning per bad request would let anybody fill the log
+        access_log=False,  # a request line may carry what must not be kept
+        server_header=False,
+        proxy_headers=False,  # nothing here depends on where a request says it comes from
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, math.ceil(settings.limits.drain_s)),
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, told what to do when it listens, and leaving signals to `serve`: it would die of them again."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+    async def close(self, listening: socket.socket) -> None:
+        """End at once, for a caller that is being cancelled."""
+        self.force_exit = True
+        if self.started:
+            await self.shutdown([listening])
+        listening.close()
+
+
+async def _signals(server: _Server, leave: anyio.Event) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            if leave.is_set() and number == signal.SIGINT:
+                server.force_exit = True
+            leave.set()
+
+
+async def _leave(server: _Server, app: Web, leave: anyio.Event, drain_s: float) -> None:
+    await leave.wait()
+    log.info("shutting down", drain_s=drain_s)
+    server.should_exit = True
+    await app.drain(drain_s)
+
+
+async def _json(send: Send, status: int, value: Any, headers: RawHeaders = ()) -> None:
+    body = orjson.dumps(value)
+    lines = [*JSON_HEADERS, (b"content-length", b"%d" % len(body)), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": lines})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _not_found(_scope: Scope, _receive: Receive, send: Send) -> None:
+    await _json(send, 404, {"error": "there is nothing here"})

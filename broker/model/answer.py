@@ -1,0 +1,46 @@
+"""What a backend gave back, in the shape of an MCP `CallToolResult`, with what we do not know kept as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """content: MCP content blocks in order. structured: `structuredContent` (a JSON object) or None.
+
+    more: further top-level result fields of a downstream server, passed on unchanged. spent: what the backend says the
+    call cost, by unit ("calls", "tokens", "usd_micro"), for settling quotas.
+    """
+
+    content: tuple[Mapping[str, Any], ...] = ()
+    structured: Mapping[str, Any] | None = None
+    is_error: bool = False
+    meta: Mapping[str, Any] | None = None
+    more: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    status: str = ""  # the backend's own word for how it went, such as "HTTP 201"; for the record
+    spent: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    def result(self) -> dict[str, Any]:
+        """The MCP result object. `structuredContent` and `_meta` are absent when there is nothing in them."""
+        result: dict[str, Any] = {**self.more, "content": list(self.content), "isError": self.is_error}
+        if self.structured is not None:
+            result["structuredContent"] = self.structured
+        if self.meta:
+            result["_meta"] = self.meta
+        return result
+
+    @classmethod
+    def from_result(cls, result: Mapping[str, Any], *, status: str = "") -> Answer:
+        """Read an MCP result object (of a downstream server, or one we stored) without losing a field."""
+        known = ("content", "structuredContent", "isError", "_meta")
+        return cls(
+            content=tuple(result.get("content") or ()),
+            structured=result.get("structuredContent"),
+            is_error=bool(result.get("isError")),
+            meta=result.get("_meta"),
+            more={key: value for key, value in result.items() if key not in known},
+            status=status,
+        )

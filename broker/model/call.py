@@ -1,0 +1,36 @@
+"""A call in flight: the one mutable object of the pipeline. Faces make it, stages fill it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from broker.model.principal import Principal
+
+Progress = Callable[[float, float | None, str | None], Awaitable[None]]
+"""(progress, total, message); never raises for a caller that went away."""
+
+
+@dataclass(slots=True)
+class Call:
+    id: str  # UUIDv7: the record's id, the hold's id, and the Idempotency-Key downstream
+    name: str
+    arguments: dict[str, Any]
+    principal: Principal
+    face: str
+    received_at_ms: int
+    request_id: str = ""
+    trace_parent: str = ""  # W3C traceparent as received, or ""
+    meta: Mapping[str, Any] = field(default_factory=dict[str, Any])  # the request's _meta without reserved keys
+    capabilities: Mapping[str, Any] = field(default_factory=dict[str, Any])  # what the client declared
+    progress: Progress | None = None
+    may_wait: bool = True  # False: a hold answers at once instead of waiting hold.wait_s
+    laps_us: dict[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def trace_id(self) -> str:
+        """The 32 hex digits of the traceparent (W3C Trace Context), or "" when there is no valid one."""
+        parts = self.trace_parent.split("-")
+        valid = len(parts) >= 4 and len(parts[1]) == 32 and parts[1].strip("0123456789abcdef") == ""
+        return parts[1] if valid and parts[1] != "0" * 32 else ""

@@ -1,0 +1,175 @@
+"""The life of a call as records tell it: its states, what is written before it runs, what is written after.
+
+The table of transitions is the whole life cycle; what is not in it cannot happen. Each transition is one committed row
+change by compare-and-set. A hold has no state of its own: a held call is an invocation in state `held`, and hold id and
+call id are the same, so that asker, reviewer, reason and execution are always one record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from broker.errors import Effect
+from broker.model.hold import Hold, HoldTerms
+from broker.model.quota import Charge, QuotaState
+from broker.model.tool import RecordMode, ToolEffect
+
+State = Literal[
+    "denied", "held", "approved", "rejected", "expired", "withdrawn", "dispatching", "succeeded", "failed",
+    "outcome_unknown",
+]  # fmt: skip
+
+# `received` is before the first commit and `admitted` within it, so neither is ever stored: an admitted call is
+# committed as `dispatching`, the state that must be durable before the first byte leaves.
+TRANSITIONS: Mapping[State | Literal["received"], frozenset[State]] = {
+    "received": frozenset({"denied", "held", "dispatching"}),
+    "held": frozenset({"approved", "rejected", "expired", "withdrawn"}),
+    "approved": frozenset({"dispatching", "expired", "withdrawn"}),
+    "dispatching": frozenset({"succeeded", "failed", "outcome_unknown"}),
+    "outcome_unknown": frozenset({"succeeded", "failed"}),  # settled by a person or an idempotent question
+    "denied": frozenset(),
+    "rejected": frozenset(),
+    "expired": frozenset(),
+    "withdrawn": frozenset(),
+    "succeeded": frozenset(),
+    "failed": frozenset(),
+}
+OPEN: frozenset[State] = frozenset({"held", "approved", "dispatching"})
+ENDED: frozenset[State] = frozenset(state for state, nexts in TRANSITIONS.items() if not nexts) - {"received"}  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What is committed before anything leaves: one call, decided but not dispatched.
+
+    refusal: set when the pipeline has already said no; the intent is then recorded as `denied` and nothing is charged.
+    terms: set when a rule holds the call; `arguments` are then kept sealed until it ends.
+    kept: the arguments as the tool's record mode allows them to be kept in clear (canonical JSON), or None.
+    """
+
+    call_id: str
+    at_ms: int
+    face: str  # mcp-http, mcp-sse, mcp-stdio, api, cli
+    agent: str
+    user: str
+    tenant: str
+    issuer: str
+    principal_key: str
+    credential_id: str
+    request_id: str
+    trace_id: str
+    tool: str
+    tool_version: str
+    tool_effect: ToolEffect | Literal[""]
+    definition: str
+    backend: str
+    rule: str  # the rule that decided, "policy/rule" or "default"
+    policy_version: str  # the catalog's digest
+    arguments_digest: str
+    record: RecordMode
+    kept: bytes | None
+    charges: tuple[Charge, ...] = ()
+    terms: HoldTerms | None = None
+    arguments: bytes = b""  # canonical JSON of all arguments; given only with `terms`
+    principal: bytes = b""  # the principal as JSON, to run the held call later; given only with `terms`
+    refusal: tuple[str, str, str] | None = None  # code, stage, message
+    laps_us: Mapping[str, int] = field(default_factory=dict[str, int])  # stage -> microseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What the store committed for an intent.
+
+    `dispatching`: go. `denied`: `over` says which quota. `held`: a new hold. `attached`: the same call of the same
+    principal is already in `invocation` (open, or ended and not yet collected); nothing new was charged or opened.
+    """
+
+    state: Literal["dispatching", "denied", "held", "attached"]
+    quotas: tuple[QuotaState, ...] = ()
+    over: QuotaState | None = None
+    invocation: Invocation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a dispatched call ended. result: the MCP result as JSON, given only for a call that was held, so that whoever
+    asks later can be given it; kept sealed."""
+
+    call_id: str
+    at_ms: int
+    state: Literal["succeeded", "failed", "outcome_unknown"]
+    effect: Effect
+    code: str = ""  # of the error, "" when succeeded
+    message: str = ""
+    backend_status: str = ""
+    result_digest: str = ""
+    result_bytes: int = 0
+    result: bytes = b""
+    spent: Mapping[str, int] = field(default_factory=dict[str, int])  # unit -> amount, settles cost charges
+    laps_us: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """One call as the record has it now. Fields named as in Intent and Outcome mean the same."""
+
+    call_id: str
+    state: State
+    at_ms: int
+    changed_at_ms: int
+    face: str
+    agent: str
+    user: str
+    tenant: str
+    issuer: str
+    principal_key: str
+    request_id: str
+    trace_id: str
+    tool: str
+    tool_version: str
+    tool_effect: str
+    definition: str
+    backend: str
+    rule: str
+    policy_version: str
+    arguments_digest: str
+    quotas: tuple[Mapping[str, Any], ...] = ()  # QuotaState fields as recorded at admission
+    code: str = ""
+    stage: str = ""
+    message: str = ""
+    effect: Effect = "none"
+    backend_status: str = ""
+    result_digest: str = ""
+    result_bytes: int = 0
+    laps_us: Mapping[str, int] = field(default_factory=dict[str, int])
+    writer: str = ""  # the process that dispatches or dispatched it
+    hold: Hold | None = None
+    kept: Any = None  # the redacted arguments as recorded, when asked for
+
+    @property
+    def duration_ms(self) -> float:
+        """Time spent working on it, waiting for people not included."""
+        return sum(self.laps_us.values()) / 1000
+
+
+@dataclass(frozen=True, slots=True)
+class InvocationQuery:
+    """Filters of `broker log`; unset ones do not filter. Newest first; oldest first when `after` (a call id) is set."""
+
+    states: tuple[State, ...] = ()
+    agent: str = ""
+    user: str = ""
+    tenant: str = ""
+    tool: str = ""
+    backend: str = ""
+    rule: str = ""
+    code: str = ""
+    principal_key: str = ""
+    since_ms: int = 0
+    until_ms: int = 0
+    after: str = ""
+    held_only: bool = False  # only calls that were held at some time
+    limit: int = 100
+    oldest_first: bool = False

@@ -1,0 +1,314 @@
+"""The sentence: what happens to every call, in this order, with no way round it.
+
+    authenticate → resolve → validate → authorise → admit (meter, hold, record the intent) → dispatch → inspect → record
+
+Faces make a `Call` and await `Pipeline.perform`; a refusal or a failure is raised as a BrokerError, and by then it is
+recorded. The order is policy: an unknown tool is told from nothing else before anything is looked at; a person is never
+asked about a call its caller may not make (scope, rules), nor about one its quota has no room for.
+
+Why one function and not middleware: the order can be read, a stage cannot be forgotten or skipped, and a call costs no
+closures. Why the store is awaited behind a shield: once a commit is asked for it may happen, so a caller that goes away
+at that moment must not leave an intent without an outcome. Why a failure to record is raised instead of the refusal it
+would have recorded: no answer without a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import perf_counter_ns
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import structlog
+
+from broker.catalog.catalog import Entry, Shelf
+from broker.errors import (
+    BrokerError,
+    Conflict,
+    Forbidden,
+    InsufficientScope,
+    InvalidArguments,
+    OutcomeUnknown,
+    Overloaded,
+    OverQuota,
+    RecordUnavailable,
+    Unauthenticated,
+    UnknownTool,
+)
+from broker.model.answer import Answer
+from broker.model.call import Call
+from broker.model.invocation import Admission, Intent, Invocation, Outcome
+from broker.model.principal import Principal
+from broker.model.quota import QuotaState
+from broker.pipeline import held_call, recorder
+from broker.pipeline.desk import Desk
+from broker.pipeline.dispatch import as_broker_error, dispatch
+from broker.policies.rule import Verdict
+from broker.ports import Backend, Clock, Store
+
+LATE_EVERY_S = 0.5
+
+log = structlog.get_logger("broker.call")
+
+
+class Pipeline:
+    """backends: looked up at each dispatch, so a reload may change the mapping. calls: most calls at once."""
+
+    def __init__(
+        self, *, shelf: Shelf, store: Store, desk: Desk, backends: Mapping[str, Backend], clock: Clock, calls: int
+    ) -> None:
+        self._shelf = shelf
+        self._store = store
+        self._desk = desk
+        self._backends = backends
+        self._clock = clock
+        self._room = calls
+        self._unrecorded: list[Outcome] = []
+
+    # ----------------------------------------------------------------------------------------- what a caller may see
+
+    def listing(self, principal: Principal) -> tuple[Mapping[str, Any], ...]:
+        """The tools/list entries of what this caller may use, in stable order."""
+        catalog = self._shelf.current
+        listed = tuple(entry.tool.listed for entry in catalog.listing(principal))
+        return (*listed, held_call.LISTED) if catalog.may_hold else listed
+
+    def missing_scopes(self, name: str, principal: Principal) -> frozenset[str]:
+        """Scopes the caller lacks for a tool that is visible to it. Empty for every other tool, known or not.
+
+        For the 403 challenge of HTTP faces. A face that challenges still sends the call through `perform`, which
+        refuses it with InsufficientScope and records that.
+        """
+        entry = self._shelf.current.resolve(name, principal)
+        return frozenset() if entry is None else entry.tool.scopes - principal.scopes
+
+    def input_schema(self, name: str) -> Mapping[str, Any] | None:
+        entry = self._shelf.current.entries.get(name)
+        if entry is not None:
+            return entry.tool.input_schema
+        return held_call.INPUT if name == held_call.NAME else None
+
+    # -------------------------------------------------------------------------------------------------- the sentence
+
+    async def perform(self, call: Call) -> Answer:
+        """Carry out one call, or say why not. Raises BrokerError only; every end is recorded before it is told.
+
+        On cancel: a call not yet dispatched is recorded as failed with effect none; one under way as outcome_unknown.
+        """
+        if self._room <= 0:
+            raise Overloaded("Refused: the broker has too many calls at once.", next_step="Try again in a second.")
+        self._room -= 1
+        try:
+            self._authenticate(call)
+            if call.name == held_call.NAME:
+                return await self._desk.answer(call)
+            entry = await self._resolve(call)
+            await self._validate(call, entry)
+            verdict = await self._authorise(call, entry)
+            admission = await self._admit(call, entry, verdict)
+            if admission.state != "dispatching":
+                return await self._desk.wait(call, _held(admission))
+            return await self._run(entry, call, keep_result=False)
+        finally:
+            self._room += 1
+
+    async def run_held(self, entry: Entry, call: Call) -> Answer:
+        """Dispatch a claimed hold; its result is kept for whoever asks. For the desk's runner only."""
+        return await self._run(entry, call, keep_result=True)
+
+    def _authenticate(self, call: Call) -> None:
+        """The face has verified the credential; what can have changed since is the time."""
+        if call.principal.is_expired(self._clock.now_ms()):
+            raise Unauthenticated("Refused: the access token has expired.", next_step="Sign in again.")
+
+    async def _resolve(self, call: Call) -> Entry:
+        began = perf_counter_ns()
+        entry = self._shelf.current.resolve(call.name, call.principal)
+        _lap(call, "resolve", began)
+        if entry is None:
+            raise await self._refuse(call, None, UnknownTool(f"Unknown tool: {call.name[:128]}"))
+        return entry
+
+    async def _validate(self, call: Call, entry: Entry) -> None:
+        began = perf_counter_ns()
+        faults = entry.faults(call.arguments)
+        _lap(call, "validate", began)
+        if faults:
+            refusal = InvalidArguments(
+                f"Refused: the arguments of {call.name} are not valid: {'; '.join(faults)}.",
+                next_step="Correct them and call again; nothing was done.",
+                faults=list(faults),
+            )
+            raise await self._refuse(call, entry, refusal)
+
+    async def _authorise(self, call: Call, entry: Entry) -> Verdict:
+        began = perf_counter_ns()
+        verdict = entry.decide(call.principal, call.arguments, self._clock.now_ms())
+        _lap(call, "authorise", began)
+        if verdict.outcome != "deny":
+            return verdict
+        if verdict.missing:
+            names = " ".join(verdict.missing)
+            refusal: Forbidden = InsufficientScope(
+                f"Refused: {call.name} needs the scope {names}, which this token does not carry. Nothing was done.",
+                missing=verdict.missing,
+                next_step="Ask for a token with this scope, or ask the operator to grant it.",
+                rule=verdict.rule,
+                missing_scopes=list(verdict.missing),
+            )
+        else:
+            refusal = Forbidden(
+                f"Refused: rule {verdict.rule} forbids this call of {call.name}: {verdict.reason} Nothing was done.",
+                next_step="Do not send the same call again.",
+                rule=verdict.rule,
+            )
+        raise await self._refuse(call, entry, refusal, rule=verdict.rule)
+
+    async def _admit(self, call: Call, entry: Entry, verdict: Verdict) -> Admission:
+        """One transaction: the intent, every charge, the hold; or the refusal of the first quota that is short."""
+        if self._unrecorded:
+            raise RecordUnavailable(
+                "Refused: the outcome of an earlier call could not be recorded yet, so nothing new is sent.",
+                next_step="Try again in a few seconds.",
+            )
+        began = perf_counter_ns()
+        now_ms = self._clock.now_ms()
+        intent = recorder.intent(
+            call,
+            entry,
+            at_ms=now_ms,
+            policy_version=self._shelf.current.version,
+            rule=verdict.rule,
+            charges=entry.charges(call.principal, call.arguments, now_ms),
+            terms=verdict.terms if verdict.outcome == "hold" else None,
+        )
+        admission = await self._committed(intent)
+        _lap(call, "admit", began)
+        if admission.state == "denied":
+            raise _over_quota(call.name, admission.over)
+        return admission
+
+    async def _run(self, entry: Entry, call: Call, *, keep_result: bool) -> Answer:
+        """Dispatch an admitted call and record how it ended, whatever happens."""
+        began = perf_counter_ns()
+        begun = False
+        try:
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            begun = True
+            answer = await dispatch(entry, call, self._backends)
+        except anyio.get_cancelled_exc_class():
+            _lap(call, "dispatch", began)
+            await self._settle(
+                recorder.failed(call.id, _cancelled(begun=begun), at_ms=self._now(), laps_us=call.laps_us)
+            )
+            raise
+        except Exception as cause:  # the one place where a call's failure, ours or a backend's, becomes its outcome
+            _lap(call, "dispatch", began)
+            error = as_broker_error(cause)
+            if error is not cause:
+                log.exception("a call failed inside the broker", call_id=call.id, tool=call.name)
+            await self._settle(recorder.failed(call.id, error, at_ms=self._now(), laps_us=call.laps_us))
+            raise error from cause
+        _lap(call, "dispatch", began)
+        await self._settle(
+            recorder.succeeded(call.id, answer, at_ms=self._now(), laps_us=call.laps_us, keep_result=keep_result)
+        )
+        return answer
+
+    # ------------------------------------------------------------------------------------------------------- records
+
+    async def _refuse(self, call: Call, entry: Entry | None, refusal: BrokerError, *, rule: str = "") -> BrokerError:
+        """Record a refusal and hand it back to be raised. Raises RecordUnavailable when it cannot be recorded."""
+        intent = recorder.intent(
+            call, entry, at_ms=self._now(), policy_version=self._shelf.current.version, rule=rule, refusal=refusal
+        )
+        await self._committed(intent)
+        return refusal
+
+    async def _committed(self, intent: Intent) -> Admission:
+        with anyio.CancelScope(shield=True):
+            return await self._store.admit(intent)
+        raise AssertionError("a shielded scope that nobody cancels swallows nothing")
+
+    async def _settle(self, outcome: Outcome) -> None:
+        """Record an outcome. When that fails after the effect, the caller is told the effect, the intent stays, and no
+        further call is admitted until the outcome is written (`settle_late` keeps trying)."""
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._store.finish(outcome)
+            except Conflict:
+                # Settled by a sweep that took this process for dead: the record already says what is known.
+                log.warning("a call was settled by somebody else", call_id=outcome.call_id)
+            except RecordUnavailable as fault:
+                self._unrecorded.append(outcome)
+                log.error("an outcome waits to be recorded", call_id=outcome.call_id, reason=fault.message)
+                raise _not_recorded(outcome) from fault
+
+    async def settle_late(self) -> None:
+        """Write outcomes that could not be written when their calls ended, for ever. One per pipeline."""
+        while True:
+            await anyio.sleep(LATE_EVERY_S)
+            waiting, self._unrecorded = self._unrecorded, []
+            for outcome in waiting:
+                try:
+                    await self._store.finish(outcome)
+                except Conflict:
+                    log.warning("a call was settled by somebody else", call_id=outcome.call_id)
+                except RecordUnavailable:
+                    self._unrecorded.append(outcome)
+
+    @property
+    def unrecorded(self) -> int:
+        """Outcomes that wait to be written; while there are any, `/readyz` is red and nothing is admitted."""
+        return len(self._unrecorded)
+
+    def _now(self) -> int:
+        return self._clock.now_ms()
+
+
+def _lap(call: Call, stage: str, began_ns: int) -> None:
+    call.laps_us[stage] = call.laps_us.get(stage, 0) + (perf_counter_ns() - began_ns) // 1000
+
+
+def _cancelled(*, begun: bool) -> BrokerError:
+    error = OutcomeUnknown("The caller went away while the call was under way; whether it was done is unknown.")
+    if not begun:
+        error = OutcomeUnknown("The caller went away before the call was sent. Nothing was done.")
+        error.effect = "none"
+    return error
+
+
+def _held(admission: Admission) -> Invocation:
+    assert admission.invocation is not None, "a held admission carries its invocation"  # noqa: S101 – the port's promise
+    return admission.invocation
+
+
+def _over_quota(tool: str, over: QuotaState | None) -> OverQuota:
+    assert over is not None, "a denied admission says which quota"  # noqa: S101 – the port's promise
+    whose = f" for {over.bucket}" if over.bucket else ""
+    when = f"Try again in {_seconds(over.retry_after_ms)}." if over.retry_after_ms else "It will not fit later either."
+    return OverQuota(
+        f"Refused: quota {over.quota}{whose} is used up: {over.left} of {over.limit} {over.unit} left. "
+        f"{tool} was not sent.",
+        retry_after_ms=over.retry_after_ms,
+        next_step=when,
+        quota=over.quota,
+        bucket=over.bucket,
+        limit=over.limit,
+        left=over.left,
+        unit=over.unit,
+    )
+
+
+def _seconds(milliseconds: int) -> str:
+    return f"{max(1, -(-milliseconds // 1000))} s"
+
+
+def _not_recorded(outcome: Outcome) -> RecordUnavailable:
+    error = RecordUnavailable(
+        f"The call was sent and ended ({outcome.state}), but that could not be recorded yet.",
+        next_step="Do not send it again; the record will follow. Call id " + outcome.call_id + ".",
+    )
+    error.effect = outcome.effect
+    return error

@@ -1,0 +1,262 @@
+"""Answers and arguments: what an answer must look like to be handed on, and what of arguments a record may keep.
+
+An answer is selected (JMESPath over the decoded body), held against its output schema and its size, and withheld whole
+when it does not fit: half an answer reads like a whole one. The effect has happened by then, and the error says so.
+
+Records keep no secret: values under names such as `password` or `token`, and what the manifest or the schema marks, are
+masked in every mode that keeps arguments at all; `redacted` also shortens long texts, `full` keeps them whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any, Self, cast
+
+import jmespath
+import orjson
+from jmespath.exceptions import JMESPathError
+from pydantic import AfterValidator, Field
+
+from broker.errors import AnswerWithheld
+from broker.model.answer import Answer
+from broker.model.canonical import canonical
+from broker.model.tool import RecordMode
+from broker.policies.spec import Bytes, PolicyKind, Seconds, Spec
+
+MASK = "[redacted]"
+KEPT_TEXT = 1024  # characters of a text in a redacted record
+KEPT_BYTES = 65_536  # of all arguments in a redacted record
+DEFAULT_RESULT_BYTES = 1_048_576
+
+_PATH = re.compile(r"[^.\[\]\s]{1,64}(?:\.[^.\[\]\s]{1,64}){0,15}")
+
+
+def _jmespath(source: str) -> str:
+    if len(source) > 4096:
+        raise ValueError("a JMESPath expression has at most 4096 characters")
+    try:
+        jmespath.compile(source)
+    except JMESPathError as error:
+        raise ValueError(f"not a JMESPath expression: {str(error).splitlines()[0]}") from None
+    return source
+
+
+def _path(text: str) -> str:
+    if not _PATH.fullmatch(text):
+        raise ValueError("expected the path of an argument, such as card.number; lists are passed through")
+    return text
+
+
+class CapsSpec(Spec):
+    timeout: Seconds | None = Field(default=None, description="Total time of a call; at most the backend's.")
+    result_bytes: Bytes = Field(default=DEFAULT_RESULT_BYTES, description="Largest result handed to the agent.")
+
+
+class ResultSpec(Spec):
+    select: Annotated[str, AfterValidator(_jmespath)] | None = Field(
+        default=None, description="JMESPath over the decoded body: what the agent gets, as structured content."
+    )
+    text: Annotated[str, AfterValidator(lambda source: _jmespath(source) if source else source)] = Field(
+        default="", description="JMESPath over what was selected: the text the model reads; empty: the JSON of it."
+    )
+
+
+class AnswerSpec(Spec):
+    caps: CapsSpec = Field(default=CapsSpec(), description="Time and size limits.")
+    record: RecordMode = Field(default="redacted", description="What records keep of the arguments.")
+    redact: list[Annotated[str, AfterValidator(_path)]] = Field(
+        default=[], description="Further argument paths whose values records never keep, such as card.number."
+    )
+    result: ResultSpec = Field(default=ResultSpec(), description="What of the backend's answer is handed on.")
+    output: dict[str, Any] | None = Field(
+        default=None, description="JSON Schema of the structured content; or {file: name.schema.json}."
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- the answer
+
+Faults = Callable[[Any], tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What an answer must be. faults: of the output schema; None: any structure will do."""
+
+    most_bytes: int = DEFAULT_RESULT_BYTES
+    select: Any = None  # a parsed JMESPath expression
+    text: Any = None
+    faults: Faults | None = None
+
+    @classmethod
+    def compile(cls, spec: AnswerSpec, faults: Faults | None = None) -> Self:
+        """Raises ValueError for expressions that are none."""
+        chosen = spec.result
+        return cls(
+            most_bytes=spec.caps.result_bytes,
+            select=None if chosen.select is None else jmespath.compile(_jmespath(chosen.select)),
+            text=jmespath.compile(_jmespath(chosen.text)) if chosen.text else None,
+            faults=faults,
+        )
+
+    def inspect(self, answer: Answer) -> Answer:
+        """The answer as it may be handed on. An answer that is itself an error is only held against the size.
+
+        Raises AnswerWithheld (the effect is done): it cannot be selected from, does not fit its schema, or is too big.
+        """
+        if not answer.is_error:
+            if self.select is not None or self.text is not None:
+                answer = self._selected(answer)
+            if self.faults is not None:
+                self._conforms(answer)
+        self._fits(answer)
+        return answer
+
+    def _selected(self, answer: Answer) -> Answer:
+        try:
+            value = _decoded(answer)
+            value = value if self.select is None else self.select.search(value)
+            words = value if self.text is None else self.text.search(value)
+        except JMESPathError as error:
+            raise _withheld(f"its result cannot be selected from the answer ({type(error).__name__})") from None
+        text = words if isinstance(words, str) else _json(words)
+        structured = cast("dict[str, Any]", value) if isinstance(value, dict) else {"result": value}
+        return Answer(
+            content=({"type": "text", "text": text},),
+            structured=structured,
+            meta=answer.meta,
+            more=answer.more,
+            status=answer.status,
+            spent=answer.spent,
+        )
+
+    def _conforms(self, answer: Answer) -> None:
+        assert self.faults is not None  # noqa: S101 – asked for only then
+        if answer.structured is None:
+            raise _withheld("it has no structured content, which its output schema promises")
+        if faults := self.faults(answer.structured):
+            raise _withheld(f"it does not fit its output schema: {'; '.join(faults[:3])}")
+
+    def _fits(self, answer: Answer) -> None:
+        size = len(_json(answer.result()).encode())
+        if size > self.most_bytes:
+            raise AnswerWithheld(
+                f"The answer was withheld: it has {size} bytes, and at most {self.most_bytes} are handed on.",
+                next_step="It was done; do not repeat it to get the answer. Ask for less where the tool lets you.",
+                size_bytes=size,
+                most_bytes=self.most_bytes,
+            )
+
+
+def _decoded(answer: Answer) -> Any:
+    """The body as data. A backend may have wrapped what is no object, and then only its text has it as it was."""
+    if len(answer.content) == 1 and answer.content[0].get("type") == "text":
+        text = answer.content[0].get("text")
+        try:
+            return orjson.loads(text) if isinstance(text, str) else answer.structured
+        except orjson.JSONDecodeError:
+            return text if answer.structured is None else answer.structured
+    return answer.structured
+
+
+def _json(value: Any) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:
+        raise _withheld("it holds what JSON cannot carry (a number beyond 64 bits, half of a character)") from None
+
+
+def _withheld(why: str) -> AnswerWithheld:
+    return AnswerWithheld(
+        f"The answer was withheld: {why}.",
+        next_step="It was done; do not repeat it. Tell the tool's owner.",
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- the arguments
+
+_SECRET_ENDS = (
+    "password", "passwd", "passphrase", "secret", "secrets", "token", "authorization", "apikey", "accesskey",
+    "privatekey", "secretkey", "credential", "credentials", "cookie",
+)  # fmt: skip
+_SECRET_NAMES = frozenset({"pwd", "pin", "otp", "cvv", "cvc", "auth", "bearer", "jwt"})
+
+
+@lru_cache(maxsize=4096)
+def is_secret_name(name: str) -> bool:
+    """Whether a value under this name is never kept: `password`, `access_token`, `apiKey`, `X-Authorization`, …"""
+    plain = "".join(sign for sign in name.casefold() if sign.isalnum())
+    return plain in _SECRET_NAMES or plain.endswith(_SECRET_ENDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Redaction:
+    """What of arguments a record keeps. paths: as trees of names, {} where the value itself is masked."""
+
+    mode: RecordMode
+    paths: Mapping[str, Any]
+
+    @classmethod
+    def compile(cls, mode: RecordMode, paths: Sequence[Sequence[str]]) -> Self:
+        tree: dict[str, Any] = {}
+        for path in sorted(paths, key=len, reverse=True):  # a shorter path masks what a longer one says more about
+            here = tree
+            for step in path[:-1]:
+                here = here.setdefault(step, {})
+            here[path[-1]] = {}
+        return cls(mode, tree)
+
+    def kept(self, arguments: Mapping[str, Any]) -> bytes | None:
+        """The arguments as canonical JSON without what may not be kept; None when the mode keeps none."""
+        if self.mode in ("none", "digest"):
+            return None
+        kept = canonical(self._masked(arguments, self.paths, whole=self.mode == "full"))
+        if self.mode == "redacted" and len(kept) > KEPT_BYTES:
+            return canonical({"[omitted]": f"{len(kept)} bytes of arguments; their digest identifies them"})
+        return kept
+
+    def _masked(self, value: Any, paths: Mapping[str, Any], *, whole: bool) -> Any:
+        if isinstance(value, dict):
+            masked: dict[str, Any] = {}
+            for key, inner in cast("dict[str, Any]", value).items():
+                below = paths.get(key)
+                hidden = (below is not None and not below) or is_secret_name(key)
+                masked[key] = MASK if hidden else self._masked(inner, below or {}, whole=whole)
+            return masked
+        if isinstance(value, list):
+            return [self._masked(inner, paths, whole=whole) for inner in cast("list[Any]", value)]
+        if isinstance(value, str) and len(value) > KEPT_TEXT and not whole:
+            return f"{value[:KEPT_TEXT]}… ({len(value)} characters)"
+        return value
+
+
+def secret_paths(schema: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Paths of properties that the schema itself marks as secret: `writeOnly: true` or `format: password`."""
+    found: list[tuple[str, ...]] = []
+    _collect(schema, (), found)
+    return found
+
+
+def _collect(schema: Any, path: tuple[str, ...], found: list[tuple[str, ...]]) -> None:
+    if not isinstance(schema, dict) or len(path) > 16:
+        return
+    node = cast("dict[str, Any]", schema)
+    if path and (node.get("writeOnly") is True or node.get("format") == "password"):
+        found.append(path)
+        return
+    properties = node.get("properties")
+    if isinstance(properties, dict):
+        for name, inner in cast("dict[str, Any]", properties).items():
+            _collect(inner, (*path, name), found)
+    _collect(node.get("items"), path, found)
+
+
+KIND = PolicyKind(
+    "answer",
+    "inspect",
+    AnswerSpec,
+    Shape.compile,
+    {"caps": {"timeout": "5s", "result_bytes": "64KiB"}, "record": "redacted", "redact": ["card.number"]},
+)

@@ -1,0 +1,377 @@
+"""What the pipeline needs from the world, as promises. Adapters keep them; contract tests iterate over the tables.
+
+Authenticators: `auth.AUTHENTICATORS`; backends: `backends.BACKENDS`; stores: `stores.STORES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from anyio.abc import TaskGroup
+from pydantic import BaseModel
+
+from broker.model.answer import Answer
+from broker.model.call import Call
+from broker.model.directory import (
+    Account,
+    ApiKey,
+    BrowserSession,
+    Client,
+    Code,
+    RefreshToken,
+    SigningKey,
+    Standing,
+)
+from broker.model.hold import Review
+from broker.model.invocation import Admission, Intent, Invocation, InvocationQuery, Outcome
+from broker.model.principal import Principal
+from broker.model.quota import QuotaState
+from broker.model.tool import Tool
+
+
+class Clock(Protocol):
+    def now_ms(self) -> int:
+        """Milliseconds since the Unix epoch, UTC. May jump; whoever needs a duration uses a monotonic clock."""
+        ...
+
+
+class Secrets(Protocol):
+    def resolve(self, reference: str) -> str:
+        """The secret behind `${env:NAME}` or `${file:PATH}` (relative to the settings file). Read at use, never kept.
+
+        Raises LookupError naming the reference, never the value.
+        """
+        ...
+
+
+class Authenticator(Protocol):
+    async def authenticate(self, credential: str) -> Principal | None:
+        """Who presents this bearer credential; None when this kind of credential is not ours to judge.
+
+        Raises Unauthenticated (a sentence without the credential) when it is ours and not valid: unknown, expired,
+        revoked, wrong audience, badly signed. Raises nothing else for any input, in bounded time; RecordUnavailable
+        when it cannot be found out now.
+        """
+        ...
+
+    async def recheck(self, principal: Principal) -> bool:
+        """Whether the grant behind a principal we once vouched for still holds; False when it was not ours.
+
+        For calls that run long after they were authenticated. Raises Unauthenticated (revoked, removed, ended) or
+        InsufficientScope (it lost scopes it had).
+        """
+        ...
+
+
+class Notifier(Protocol):
+    async def held(self, invocation: Invocation) -> None:
+        """Tell people that a call waits for them. Never delays or fails the call."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------------------------- backends
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """state: starting | up | degraded (works with something missing) | down. detail: its own words, for operators."""
+
+    state: Literal["starting", "up", "degraded", "down"]
+    detail: str = ""
+    since_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a downstream MCP server offers now. tools: its tools/list entries, unchanged, in order, already capped."""
+
+    tools: tuple[Mapping[str, Any], ...]
+    server: str = ""  # its self-asserted name and version, for display only
+    protocol_version: str = ""
+
+
+class Backend(Protocol):
+    """One configured backend, opened once, used by many calls at once.
+
+    Owns its connections, deadlines, byte caps and its bulkhead (at most N calls at a time; waiting bounded).
+    """
+
+    name: str
+    kind: str
+
+    async def open(self) -> None:
+        """Begin. Returns quickly; a peer that is dead or slow shows in `health`, never as an exception."""
+        ...
+
+    async def call(self, tool: Tool, arguments: Mapping[str, Any], call: Call) -> Answer:
+        """Make the call once. arguments: validated, with injected values. Deadline: `tool.timeout_s` in all.
+
+        Raises Unavailable (no byte left), Rejected (it answered no), TimedOut or Broken (nobody can say). On cancel the
+        request is abandoned and the peer told where the protocol can. Sends `Idempotency-Key` and `X-Broker-Call-Id`
+        where there are headers; never any credential or header of the agent.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Let running calls end within 5 s, then cut. Leaves no process, socket or task behind."""
+        ...
+
+    @property
+    def health(self) -> Health: ...
+
+    @property
+    def offer(self) -> Offer | None:
+        """What can be imported from it; None when it offers nothing (HTTP, static) or nothing yet (not reached)."""
+        ...
+
+
+class BackendContext(Protocol):
+    """What a backend gets from the house when it is built."""
+
+    secrets: Secrets
+    clock: Clock
+    directory: str  # relative paths of the manifest are relative to this
+
+    @property
+    def tasks(self) -> TaskGroup:
+        """Where a backend runs what lives beside its calls. Not its own group, because whoever opens it need not be the
+        one whose scopes surround its closing; its tasks are over when `aclose` returns."""
+        ...
+
+    def offer_changed(self, backend: str) -> None:
+        """Tell the house that `offer` or `health` of this backend changed. Cheap, thread-safe, may be called often."""
+        ...
+
+
+class BackendKind(Protocol):
+    """A row of BACKENDS: module-level object `KIND` of backends/<kind>.py.
+
+    Spec: the mapping under the kind's key in a `backend` document (`http:`, `mcp:`, `static:`).
+    Action: the mapping under the same key in a `tool` document; None when its tools come by `import` only.
+    """
+
+    name: str
+    Spec: type[BaseModel]
+    Action: type[BaseModel] | None
+
+    def compile(self, action: Any, input_schema: Mapping[str, Any], injected: Sequence[str]) -> object:
+        """The action, judged and compiled at load time, for `Tool.action`.
+
+        Raises ValueError with one clear sentence for each thing wrong, joined by newlines (an argument that the schema
+        does not have, a path variable without a value, ...).
+        """
+        ...
+
+    def compile_import(self, entry: Mapping[str, Any]) -> object:
+        """The action for one entry of an Offer. Only for kinds with offers."""
+        ...
+
+    def build(self, name: str, spec: Any, context: BackendContext) -> Backend: ...
+
+
+# ------------------------------------------------------------------------------------------------------------- store
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """An approved hold that is now ours to dispatch, exactly once."""
+
+    invocation: Invocation
+    arguments: bytes  # canonical JSON, unsealed
+    principal: bytes  # JSON as given in the intent
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """A held call for its caller. result: the stored MCP result (JSON) when it ran and one is kept."""
+
+    invocation: Invocation
+    result: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    expired: tuple[str, ...] = ()  # holds nobody decided
+    outcome_unknown: tuple[Invocation, ...] = ()  # dispatched by a process that died
+    leases: int = 0  # reservations freed
+
+
+class Store(Protocol):
+    """Records, quotas and holds: one truth, changed only in transactions, durable when a verb returns.
+
+    Every verb raises RecordUnavailable when it could not be committed, in bounded time; then nothing of it happened.
+    Any number of processes may use one database at once.
+    """
+
+    async def admit(self, intent: Intent) -> Admission:
+        """Commit the intent, its charges and its hold, or its refusal: all or nothing. A refused call burns no quota.
+
+        Raises Conflict when the call_id exists.
+        """
+        ...
+
+    async def finish(self, outcome: Outcome) -> None:
+        """Commit how a dispatched call ended and settle its charges. Idempotent by call_id and state.
+
+        Raises Conflict when the call is not `dispatching` (or is already settled otherwise).
+        """
+        ...
+
+    async def review(self, review: Review) -> Invocation:
+        """held -> approved, rejected or withdrawn (withdraw also from approved).
+
+        Raises UnknownHold; Conflict (facts: state, reviewer, reviewed_at_ms) when somebody was first or it expired.
+        """
+        ...
+
+    async def claim(self, call_id: str, now_ms: int) -> Claimed | None:
+        """approved -> dispatching for this process; None when another was first or it is no longer approved."""
+        ...
+
+    async def collect(self, call_id: str, principal_key: str, now_ms: int) -> Collected | None:
+        """The held call as its caller may see it; None when there is none or it is somebody else's.
+
+        When it has ended it is marked collected (the first time), so that the same call sent again opens a new hold.
+        """
+        ...
+
+    async def sweep(self, now_ms: int) -> Swept:
+        """Expire holds, free leases, and turn what dead processes were dispatching into outcome_unknown."""
+        ...
+
+    async def note(self, kind: str, facts: Mapping[str, Any]) -> None:
+        """Append an entry that belongs to no call: reload, sign_in, export, authentication failures in sum."""
+        ...
+
+    async def invocation(self, call_id: str) -> Invocation | None: ...
+
+    async def invocations(self, query: InvocationQuery) -> list[Invocation]: ...
+
+    async def held_arguments(self, call_id: str) -> bytes | None:
+        """The exact arguments of an open hold, for its reviewer; None when it has ended."""
+        ...
+
+    async def quotas(self, now_ms: int) -> list[QuotaState]:
+        """Every bucket that has something used or reserved now."""
+        ...
+
+    async def changed(self, timeout_s: float) -> bool:
+        """Wait until some invocation may have changed state, in this or another process; False after timeout_s."""
+        ...
+
+    @property
+    def fault(self) -> str:
+        """Why records cannot be written now, "" when they can. For /readyz."""
+        ...
+
+    async def aclose(self) -> None:
+        """Commit what is queued, end the writer's chain, close. Idempotent."""
+        ...
+
+
+Subscriber = Callable[[], None]
+
+
+# --------------------------------------------------------------------------------------------------------- directory
+
+
+class Directory(Protocol):
+    """Whom the broker knows by itself, and what its embedded authorization server has handed out.
+
+    Methods block on the disk: call them from a worker thread. Each is one transaction; any number of threads and
+    processes may use one directory at once. Raises RecordUnavailable when it cannot be read or written.
+    """
+
+    def generation(self) -> int:
+        """Grows whenever something that was valid may have ceased to be (revocation, removal, narrower scopes).
+
+        Who remembers that a credential was good asks here every few seconds and forgets when it has grown.
+        """
+        ...
+
+    def accounts(self) -> tuple[Account, ...]: ...
+
+    def account(self, name: str) -> Account | None:
+        """By any spelling that `person()` folds into the account's name."""
+        ...
+
+    def add_account(self, account: Account) -> None:
+        """Raises Conflict when an account or a client has this name already (an identity has one meaning)."""
+        ...
+
+    def update_account(self, account: Account) -> bool:
+        """Replace the account of this name; False when there is none."""
+        ...
+
+    def remove_account(self, name: str) -> bool:
+        """With its sessions, codes and refresh tokens."""
+        ...
+
+    def clients(self) -> tuple[Client, ...]: ...
+
+    def client(self, client_id: str) -> Client | None: ...
+
+    def add_client(self, client: Client) -> None:
+        """Raises Conflict as add_account does, and when there are too many dynamic clients."""
+        ...
+
+    def update_client(self, client: Client) -> bool: ...
+
+    def remove_client(self, client_id: str) -> bool:
+        """With its codes and refresh tokens."""
+        ...
+
+    def api_keys(self) -> tuple[ApiKey, ...]: ...
+
+    def api_key(self, key_id: str) -> ApiKey | None: ...
+
+    def add_api_key(self, key: ApiKey) -> None: ...
+
+    def revoke_api_key(self, key_id: str) -> bool: ...
+
+    def add_code(self, code: Code) -> None: ...
+
+    def spend_code(self, code_hash: str, client_id: str) -> Code | None:
+        """Take the code: of any number who ask at once, one gets it. Showing a spent code again revokes its grant."""
+        ...
+
+    def add_refresh_token(self, token: RefreshToken) -> None:
+        """Raises Conflict when the grant has been revoked in the meantime."""
+        ...
+
+    def refresh_token(self, token_hash: str, client_id: str) -> RefreshToken | None:
+        """A token of this client that can still be spent. Showing a spent one revokes its grant."""
+        ...
+
+    def spend_refresh_token(self, token_hash: str, client_id: str) -> bool:
+        """Mark it used; True for one caller only. Spending a spent one revokes its grant."""
+        ...
+
+    def revoke(self, token_id: str, until_ms: int) -> None:
+        """Refuse a token (jti), or all tokens of a grant (grant_id). until_ms: remember it until then at least."""
+        ...
+
+    def standing(self, client_id: str, account: str, token_ids: Sequence[str]) -> Standing:
+        """client: of this id; account: of this name ("": none asked for); revoked: whether any of the ids is."""
+        ...
+
+    def add_session(self, session: BrowserSession) -> None: ...
+
+    def session(self, cookie_hash: str) -> BrowserSession | None: ...
+
+    def remove_session(self, cookie_hash: str) -> None: ...
+
+    def signing_keys(self) -> tuple[SigningKey, ...]:
+        """Those that still verify, the one that signs first."""
+        ...
+
+    def add_signing_key(self, key: SigningKey, *, retire_others_at_ms: int | None) -> SigningKey:
+        """With None: only when there is no key in use yet; otherwise the others verify until then.
+
+        Returns the key that signs now, which may be another process's.
+        """
+        ...
+
+    def close(self) -> None: ...

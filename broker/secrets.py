@@ -1,0 +1,74 @@
+"""Secrets by reference: `${env:NAME}` and `${file:PATH}`, read when they are used and kept nowhere.
+
+What must not live here: secrets. A new source (a vault, a keyring) is one more word before the colon.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+MAX_SECRET_BYTES = 65_536
+
+REFERENCE = re.compile(r"\$\{([^{}]*)\}")
+
+
+class Secrets:
+    """ports.Secrets. directory: where relative paths start. environ: the process's environment unless given."""
+
+    def __init__(self, directory: Path, environ: Mapping[str, str] | None = None) -> None:
+        self._directory = directory
+        self._environ = os.environ if environ is None else environ
+
+    def resolve(self, reference: str) -> str:
+        """The text with each reference in it replaced. Text without a reference is returned as it is.
+
+        Raises LookupError naming the reference, never the value: an unset or empty variable, a file that is missing,
+        not a regular file, unreadable, empty or over 64 KiB, bytes that are not UTF-8, an unknown kind of reference.
+        """
+        return REFERENCE.sub(lambda match: self._one(match[0], match[1]), reference)
+
+    def _one(self, reference: str, inner: str) -> str:
+        kind, _, name = inner.partition(":")
+        source = _SOURCES.get(kind)
+        if source is None or not name:
+            raise LookupError(f"{reference} is not a reference; write ${{env:NAME}} or ${{file:PATH}}")
+        value = source(self._environ, self._directory, reference, name)
+        if not value:
+            raise LookupError(f"{reference} is empty")
+        return value
+
+
+def _from_environment(environ: Mapping[str, str], _directory: Path, reference: str, name: str) -> str:
+    if name not in environ:
+        raise LookupError(f"{reference}: the environment variable {name} is not set")
+    return environ[name]
+
+
+def _from_file(_environ: Mapping[str, str], directory: Path, reference: str, name: str) -> str:
+    """The file's text without one line end at its end, which editors and `echo` add."""
+    path = directory / name
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise LookupError(f"{reference}: not a regular file")
+        with path.open("rb") as stream:
+            data = stream.read(MAX_SECRET_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a path"
+        raise LookupError(f"{reference}: {reason}") from None
+    if len(data) > MAX_SECRET_BYTES:
+        raise LookupError(f"{reference}: larger than {MAX_SECRET_BYTES} bytes")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise LookupError(f"{reference}: not UTF-8 text") from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+_SOURCES: Mapping[str, Callable[[Mapping[str, str], Path, str, str], str]] = {
+    "env": _from_environment,
+    "file": _from_file,
+}

@@ -1,0 +1,150 @@
+"""Admitting one intent: everything that must be durable before the first byte leaves, in one transaction.
+
+The order is: an intent already refused is only written; a held one attaches to its like, or must fit under the cap of
+open holds; then all charges or none; then the row. Nothing is written before it is known what the row will say, so that
+a refusal has nothing to undo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from broker.errors import Conflict
+from broker.model.canonical import canonical, digest_of
+from broker.model.invocation import Admission, Intent
+from broker.model.quota import QuotaState
+from broker.stores.sqlite import hold, quota
+from broker.stores.sqlite.transaction import Transaction
+
+_INSERT = """insert into invocation (call_id, state, at_ms, changed_at_ms, face, agent, "user", tenant, issuer,
+        principal_key, credential_id, request_id, trace_id, tool, tool_version, tool_effect, definition, backend, rule,
+        policy_version, arguments_digest, record, held, writer, quotas, code, stage, message, effect, laps_us)
+    values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    on conflict (call_id) do nothing"""
+
+_KEEP = "insert into payload (call_id, part, body) values (?, 'kept', ?)"
+
+_DENIED = Admission("denied")
+_GO = Admission("dispatching")
+_WENT_WELL = ("", "", "")
+
+
+def admit(tx: Transaction, intent: Intent) -> Admission:
+    """See ports.Store.admit."""
+    if intent.refusal is not None:
+        _write(tx, intent, "denied", refusal=intent.refusal)
+        return _DENIED
+    if intent.terms is not None:
+        return _hold(tx, intent)
+    if not intent.charges:
+        _write(tx, intent, "dispatching")
+        return _GO
+    _check_new(tx, intent)
+    states, over = quota.charge(tx, intent.charges, intent.call_id, intent.at_ms, held=False)
+    if over is not None:
+        return _over(tx, intent, over)
+    _write(tx, intent, "dispatching", states=states)
+    return Admission("dispatching", quotas=states)
+
+
+def _hold(tx: Transaction, intent: Intent) -> Admission:
+    attached = hold.attach(tx, intent)
+    if attached is not None:
+        return Admission("attached", invocation=attached)
+    _check_new(tx, intent)
+    over = hold.over_cap(tx, intent)
+    if over is not None:
+        return _over(tx, intent, over)
+    # A held call occupies nobody's time: it takes its place among the running ones when it runs.
+    now = tuple(charge for charge in intent.charges if charge.kind != "concurrency")
+    later = tuple(charge for charge in intent.charges if charge.kind == "concurrency")
+    states, over = quota.charge(tx, now, intent.call_id, intent.at_ms, held=True)
+    if over is not None:
+        return _over(tx, intent, over)
+    _write(tx, intent, "held", states=states, facts={"hold": hold.columns(intent, later)})
+    return Admission("held", quotas=states, invocation=hold.open_(tx, intent, later))
+
+
+def _over(tx: Transaction, intent: Intent, over: QuotaState) -> Admission:
+    whose = f" for {over.bucket}" if over.bucket else ""
+    message = f"Quota {over.quota}{whose}: {over.left} of {over.limit} {over.unit} left."
+    _write(tx, intent, "denied", states=(over,), refusal=("over_quota", "admit", message))
+    return Admission("denied", quotas=(over,), over=over)
+
+
+def _check_new(tx: Transaction, intent: Intent) -> None:
+    """Before anything is charged. Without charges the insert itself finds out."""
+    if tx.db.execute("select 1 from invocation where call_id = ?", (intent.call_id,)).fetchone() is not None:
+        raise _exists(intent)
+
+
+def _exists(intent: Intent) -> Conflict:
+    return Conflict(f"Call {intent.call_id} is already recorded.", call_id=intent.call_id)
+
+
+def _write(
+    tx: Transaction,
+    intent: Intent,
+    state: str,
+    *,
+    states: tuple[QuotaState, ...] = (),
+    refusal: tuple[str, str, str] = _WENT_WELL,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """The row, what is kept of the arguments, and the entry. Raises Conflict, before anything is written."""
+    code, stage, message = refusal
+    quotas = [asdict(one) for one in states]
+    writer = tx.ledger.chain if state == "dispatching" else ""
+    # Positional, in the order of _INSERT: this runs for every call.
+    row = (
+        intent.call_id,
+        state,
+        intent.at_ms,
+        intent.at_ms,
+        intent.face,
+        intent.agent,
+        intent.user,
+        intent.tenant,
+        intent.issuer,
+        intent.principal_key,
+        intent.credential_id,
+        intent.request_id,
+        intent.trace_id,
+        intent.tool,
+        intent.tool_version,
+        intent.tool_effect,
+        intent.definition,
+        intent.backend,
+        intent.rule,
+        intent.policy_version,
+        intent.arguments_digest,
+        intent.record,
+        0 if intent.terms is None else 1,
+        writer,
+        canonical(quotas).decode() if quotas else "[]",
+        code,
+        stage,
+        message,
+        "none",
+        canonical(intent.laps_us).decode(),
+    )
+    if tx.db.execute(_INSERT, row).rowcount != 1:
+        raise _exists(intent)
+    body: dict[str, Any] = {"set": dict(zip(_COLUMNS, row, strict=True))}
+    if quotas:
+        body["set"]["quotas"] = quotas
+    else:
+        del body["set"]["quotas"]
+    body["set"]["laps_us"] = intent.laps_us
+    if facts:
+        body.update(facts)
+    if intent.kept is not None:
+        body["kept"] = digest_of(intent.kept)
+        tx.db.execute(_KEEP, (intent.call_id, intent.kept))
+    kind = "intent" if state == "dispatching" else state
+    tx.ledger.append(kind, intent.call_id, intent.at_ms, body)
+
+
+_COLUMNS = tuple(name.strip(' "\n') for name in _INSERT[_INSERT.index("(") + 1 : _INSERT.index(")")].split(","))

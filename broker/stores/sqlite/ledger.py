@@ -1,0 +1,111 @@
+"""The ledger: entries that are only ever appended, each with the hash of the one before it in its chain.
+
+One chain for each writing process, so that several brokers on one database do not wait for each other's last hash. The
+hash of an entry is SHA-256 over these bytes, lines separated by one newline (0x0A) and none at the end:
+
+    broker.entry.1
+    <chain>          text, UTF-8
+    <seq>            decimal; the first entry of a chain is 1
+    <at_ms>          decimal, milliseconds since the epoch, UTC
+    <kind>           text
+    <call_id>        text; empty when the entry belongs to no call
+    <prev>           the hash before it, 64 lower-case hex digits; empty in the first entry
+    <body>           the JSON text exactly as stored (keys sorted, no spaces, UTF-8)
+
+Nothing but the body can hold a newline (refused on the way in), and the body comes last, so two different entries never
+have the same bytes. The table keeps `prev` and `hash` as 32 bytes (`prev` of the first: none).
+
+The first entry of a chain is `chain`: host, pid, version, and under `seen` the heads of chains that had ended (at most
+SEEN of them, newest first). So a chain that is cut or removed is missed by a later one; the newest head is vouched for
+by nothing here, and that is what anchors outside of the database are for.
+
+Bodies of entries about calls: `set` are the columns of the invocation that this entry changed, `hold` those of its
+hold, `kept` the digest of the arguments kept in clear. Everything in those tables is thereby in the chain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import sqlite3
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from broker import __version__
+from broker.model.canonical import canonical
+
+SEEN = 16
+RESERVED = frozenset(
+    {"chain", "chain_end", "chain_died", "intent", "held", "denied", "attached", "outcome", "review", "claim", "expiry",
+     "recovery", "withdrawal", "collected", "payloads_deleted", "outage"}
+)  # fmt: skip
+
+_APPEND = "insert into entry (chain, seq, at_ms, kind, call_id, body, prev, hash) values (?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+class Ledger:
+    """The chain of this process, inside the writer's transactions. It begins with its first entry: a process that only
+    reads leaves no trace.
+
+    on_begin: called in the transaction that begins the chain, before its first entry.
+    """
+
+    def __init__(self, db: sqlite3.Connection, chain: str, on_begin: Callable[[int], None]) -> None:
+        self.chain = chain
+        self.db = db  # replaced when the writer had to open the file again
+        self._on_begin = on_begin
+        self._seq = 0
+        self._prev = b""
+
+    @property
+    def has_begun(self) -> bool:
+        return self._seq > 0
+
+    def mark(self) -> tuple[int, bytes]:
+        """Where the chain stands, to go back to when the transaction is rolled back."""
+        return self._seq, self._prev
+
+    def back_to(self, mark: tuple[int, bytes]) -> None:
+        self._seq, self._prev = mark
+
+    def reload(self) -> None:
+        """Stand where the file says: after a failed commit nobody can be sure from memory."""
+        row = self.db.execute(
+            "select seq, hash from entry where chain = ? order by seq desc limit 1", (self.chain,)
+        ).fetchone()
+        self._seq, self._prev = (row[0], row[1]) if row else (0, b"")
+
+    def append(self, kind: str, call_id: str, at_ms: int, body: Mapping[str, Any]) -> None:
+        """Add an entry. Raises ValueError for a kind or call id with a newline, TypeError for what is not JSON."""
+        if "\n" in kind or "\n" in call_id:
+            raise ValueError("a ledger entry's kind and call id are single lines")
+        if self._seq == 0:
+            self._begin(at_ms)
+        self._append(kind, call_id, at_ms, canonical(body))
+
+    def _append(self, kind: str, call_id: str, at_ms: int, body: bytes) -> None:
+        seq, prev = self._seq + 1, self._prev
+        head = f"broker.entry.1\n{self.chain}\n{seq}\n{at_ms}\n{kind}\n{call_id}\n{prev.hex()}\n"
+        hashed = hashlib.sha256(head.encode() + body).digest()
+        self.db.execute(_APPEND, (self.chain, seq, at_ms, kind, call_id, body.decode(), prev, hashed))
+        self._seq, self._prev = seq, hashed
+
+    def _begin(self, at_ms: int) -> None:
+        self._on_begin(at_ms)
+        facts = {"host": socket.gethostname(), "pid": os.getpid(), "version": __version__, "seen": heads(self.db)}
+        self._append("chain", "", at_ms, canonical(facts))
+
+
+def heads(db: sqlite3.Connection, only: str = "") -> list[dict[str, Any]]:
+    """The last entries of the chains that have ended (or of one chain): [{chain, seq, hash}], newest chain first."""
+    rows = db.execute(
+        "select chain from writer where chain = ?1 or (?1 = '' and ended_at_ms > 0) order by chain desc limit ?2",
+        (only, SEEN),
+    ).fetchall()
+    found: list[dict[str, Any]] = []
+    for (chain,) in rows:
+        head = db.execute("select seq, hash from entry where chain = ? order by seq desc limit 1", (chain,)).fetchone()
+        if head is not None:
+            found.append({"chain": chain, "seq": head[0], "hash": head[1].hex()})
+    return found

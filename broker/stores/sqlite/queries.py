@@ -1,0 +1,133 @@
+"""Reading records back: rows into Invocations, filters into SQL. Used on readers' connections and in jobs."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import Any, cast
+
+from broker.model.hold import Hold
+from broker.model.invocation import OPEN, Invocation, InvocationQuery
+
+_SELECT = """select i.call_id, i.state, i.at_ms, i.changed_at_ms, i.face, i.agent, i."user", i.tenant, i.issuer,
+        i.principal_key, i.request_id, i.trace_id, i.tool, i.tool_version, i.tool_effect, i.definition, i.backend,
+        i.rule, i.policy_version, i.arguments_digest, i.quotas, i.code, i.stage, i.message, i.effect,
+        i.backend_status, i.result_digest, i.result_bytes, i.laps_us, i.writer, k.body,
+        h.reason, h.expires_at_ms, h.scopes, h."groups", h.persons, h.reviewer, h.review_reason, h.reviewed_at_ms,
+        h.collected_at_ms
+    from invocation i
+    left join hold h on h.call_id = i.call_id and i.held = 1
+    left join payload k on k.call_id = i.call_id and k.part = 'kept'"""
+
+# What is asked all the time is asked of few rows: the planner must not walk the whole history for it.
+_SELECT_OPEN = _SELECT.replace("from invocation i", "from invocation i indexed by invocation_open")
+_OPEN = "i.state in ('held', 'approved', 'dispatching')"  # the condition of that partial index, word for word
+_EQUAL = {  # filter of InvocationQuery -> its column
+    "agent": "i.agent",
+    "user": 'i."user"',
+    "tenant": "i.tenant",
+    "tool": "i.tool",
+    "backend": "i.backend",
+    "rule": "i.rule",
+    "code": "i.code",
+    "principal_key": "i.principal_key",
+}
+
+
+def one(db: sqlite3.Connection, call_id: str) -> Invocation | None:
+    row = db.execute(f"{_SELECT} where i.call_id = ?", (call_id,)).fetchone()
+    return None if row is None else _invocation(row)
+
+
+def some(db: sqlite3.Connection, query: InvocationQuery) -> list[Invocation]:
+    """In order of commit, newest first; with `after`, oldest first, so that who follows misses nothing."""
+    where, values = _where(query)
+    select = _SELECT_OPEN if _OPEN in where else _SELECT
+    order = "asc" if query.after or query.oldest_first else "desc"
+    sql = f"{select} where {' and '.join(where)} order by i.id {order} limit ?"
+    return [_invocation(row) for row in db.execute(sql, (*values, query.limit))]
+
+
+def _where(query: InvocationQuery) -> tuple[list[str], list[Any]]:
+    where, values = ["1 = 1"], list[Any]()
+    for name, column in _EQUAL.items():
+        wanted = cast("str", getattr(query, name))
+        if wanted:
+            where.append(f"{column} = ?")
+            values.append(wanted)
+    if query.code:
+        where.append("i.code <> ''")  # lets the partial index be used
+    if query.states:
+        where.append(f"i.state in ({', '.join('?' * len(query.states))})")
+        values.extend(query.states)
+        if OPEN.issuperset(query.states):
+            where.append(_OPEN)
+    if query.since_ms:
+        where.append("i.at_ms >= ?")
+        values.append(query.since_ms)
+    if query.until_ms:
+        where.append("i.at_ms < ?")
+        values.append(query.until_ms)
+    if query.after:
+        where.append("i.id > (select id from invocation where call_id = ?)")
+        values.append(query.after)
+    if query.held_only:
+        where.append("i.call_id in (select call_id from hold)")  # few, beside all records
+    return where, values
+
+
+def _invocation(row: Any) -> Invocation:
+    (
+        call_id, state, at_ms, changed_at_ms, face, agent, user, tenant, issuer, principal_key, request_id, trace_id,
+        tool, tool_version, tool_effect, definition, backend, rule, policy_version, arguments_digest, quotas, code,
+        stage, message, effect, backend_status, result_digest, result_bytes, laps_us, writer, kept, *held,
+    ) = row  # fmt: skip
+    return Invocation(
+        call_id=call_id,
+        state=state,
+        at_ms=at_ms,
+        changed_at_ms=changed_at_ms,
+        face=face,
+        agent=agent,
+        user=user,
+        tenant=tenant,
+        issuer=issuer,
+        principal_key=principal_key,
+        request_id=request_id,
+        trace_id=trace_id,
+        tool=tool,
+        tool_version=tool_version,
+        tool_effect=tool_effect,
+        definition=definition,
+        backend=backend,
+        rule=rule,
+        policy_version=policy_version,
+        arguments_digest=arguments_digest,
+        quotas=tuple(json.loads(quotas)),
+        code=code,
+        stage=stage,
+        message=message,
+        effect=effect,
+        backend_status=backend_status,
+        result_digest=result_digest,
+        result_bytes=result_bytes,
+        laps_us=json.loads(laps_us),
+        writer=writer,
+        hold=None if held[0] is None else _hold(held),
+        kept=None if kept is None else json.loads(kept),
+    )
+
+
+def _hold(row: Any) -> Hold:
+    reason, expires_at_ms, scopes, groups, persons, reviewer, review_reason, reviewed_at_ms, collected_at_ms = row
+    return Hold(
+        reason=reason,
+        expires_at_ms=expires_at_ms,
+        scopes=tuple(json.loads(scopes)),
+        groups=tuple(json.loads(groups)),
+        persons=tuple(json.loads(persons)),
+        reviewer=reviewer,
+        review_reason=review_reason,
+        reviewed_at_ms=reviewed_at_ms,
+        collected_at_ms=collected_at_ms,
+    )

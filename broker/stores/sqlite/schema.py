@@ -1,0 +1,147 @@
+"""The tables of records, quotas and holds, as migrations. A change is a new function below; an old one is never edited.
+
+Why it looks as it does: rows are narrow and appended, because two commits of a call are most of what a call costs.
+`invocation` and `entry` are written in one order by one transaction after another, so both are in order of commit by
+`id`, and `--follow` and the verifier need nothing but that order. What is asked of open calls only has a partial index.
+"""
+
+from __future__ import annotations
+
+from sqlite_utils import Database, Migrations
+
+MIGRATIONS = Migrations("store")
+
+_TABLES = (
+    # The ledger. The columns are what is hashed; stores/sqlite/ledger.py says how, byte by byte.
+    """create table entry (
+        id integer primary key,
+        chain text not null,
+        seq integer not null,
+        at_ms integer not null,
+        kind text not null,
+        call_id text not null,
+        body text not null,
+        prev blob not null,
+        hash blob not null,
+        unique (chain, seq)
+    ) strict""",
+    # One row a call: its current state, changed only together with an entry that says so.
+    """create table invocation (
+        id integer primary key,
+        call_id text not null unique,
+        state text not null,
+        at_ms integer not null,
+        changed_at_ms integer not null,
+        face text not null,
+        agent text not null,
+        "user" text not null,
+        tenant text not null,
+        issuer text not null,
+        principal_key text not null,
+        credential_id text not null,
+        request_id text not null,
+        trace_id text not null,
+        tool text not null,
+        tool_version text not null,
+        tool_effect text not null,
+        definition text not null,
+        backend text not null,
+        rule text not null,
+        policy_version text not null,
+        arguments_digest text not null,
+        record text not null,
+        held integer not null,
+        writer text not null,
+        quotas text not null,
+        code text not null,
+        stage text not null,
+        message text not null,
+        effect text not null,
+        laps_us text not null,
+        backend_status text not null default '',
+        result_digest text not null default '',
+        result_bytes integer not null default 0
+    ) strict""",
+    "create index invocation_at on invocation (at_ms)",
+    "create index invocation_agent on invocation (agent)",
+    "create index invocation_tool on invocation (tool)",
+    "create index invocation_code on invocation (code) where code <> ''",
+    "create index invocation_open on invocation (state, agent) where state in ('held', 'approved', 'dispatching')",
+    # What a held call has beside its invocation. act: digest of who, which definition, which arguments. charges: what
+    # is taken only when the call runs. The partial index is the law: one act has one hold until it is collected.
+    """create table hold (
+        call_id text primary key references invocation (call_id),
+        act text not null,
+        reason text not null,
+        expires_at_ms integer not null,
+        scopes text not null,
+        "groups" text not null,
+        persons text not null,
+        charges text not null,
+        reviewer text not null default '',
+        review_reason text not null default '',
+        review_via text not null default '',
+        reviewed_at_ms integer not null default 0,
+        collected_at_ms integer not null default 0
+    ) strict, without rowid""",
+    "create unique index hold_act on hold (act) where collected_at_ms = 0",
+    # part: kept (clear, what the tool's record mode allows) | arguments | principal | result (sealed, see seal.py).
+    """create table payload (
+        call_id text not null,
+        part text not null,
+        body blob not null,
+        primary key (call_id, part)
+    ) strict, without rowid""",
+    "create index payload_result on payload (call_id) where part = 'result'",
+    # One row a bucket and window. rate: `used` is the number of units ever admitted, `touched_at_ms` the bucket's own
+    # time, which never goes back. count, cost: the calendar window. concurrency: one row, `reserved` only.
+    """create table quota_counter (
+        quota text not null,
+        bucket text not null,
+        kind text not null,
+        starts_at_ms integer not null,
+        resets_at_ms integer not null,
+        unit text not null,
+        most integer not null,
+        window_ms integer not null,
+        used integer not null,
+        reserved integer not null,
+        touched_at_ms integer not null,
+        primary key (quota, bucket, kind, starts_at_ms)
+    ) strict, without rowid""",
+    # A row covers the units (position - amount, position] of its bucket, all admitted at at_ms.
+    """create table quota_rate (
+        quota text not null,
+        bucket text not null,
+        position integer not null,
+        amount integer not null,
+        at_ms integer not null,
+        primary key (quota, bucket, position)
+    ) strict, without rowid""",
+    """create table reservation (
+        call_id text not null,
+        quota text not null,
+        bucket text not null,
+        kind text not null,
+        starts_at_ms integer not null,
+        unit text not null,
+        amount integer not null,
+        primary key (call_id, quota, bucket, kind)
+    ) strict, without rowid""",
+    # Processes that wrote. Who is alive is the kernel's to say (liveness.py); lease_until_ms is for when it cannot.
+    """create table writer (
+        chain text primary key,
+        host text not null,
+        pid integer not null,
+        started_at_ms integer not null,
+        lease_until_ms integer not null,
+        ended_at_ms integer not null default 0
+    ) strict, without rowid""",
+    "create index writer_open on writer (chain) where ended_at_ms = 0",
+)
+
+
+@MIGRATIONS()
+def tables(database: Database) -> None:
+    for statement in _TABLES:
+        database.conn.execute(statement)

@@ -1,0 +1,86 @@
+"""Payloads nobody may read in the file: AES-256-GCM under a key that lies beside the database, not in it.
+
+A copy of the database alone (a backup, a support case) shows no held arguments and no results. Bytes: nonce (12),
+ciphertext and tag. Associated data: call id, newline, part; so a sealed payload opens only where it was put.
+
+The key file is made at first use, whole or not at all, because several processes may be first at once.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from secrets import token_bytes, token_hex
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+KEY_BYTES = 32
+NONCE_BYTES = 12
+
+
+class SealBroken(Exception):
+    """The payload does not open: the key file is gone or another, or the payload was changed."""
+
+
+class Seal:
+    """path: of the key file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._cipher: AESGCM | None = None
+
+    def close(self, call_id: str, part: str, clear: bytes) -> bytes:
+        """Seal a payload. Raises OSError when the key file can neither be read nor made."""
+        nonce = token_bytes(NONCE_BYTES)
+        return nonce + self._key(make=True).encrypt(nonce, clear, _bound_to(call_id, part))
+
+    def open(self, call_id: str, part: str, sealed: bytes) -> bytes:
+        """Raises SealBroken."""
+        try:
+            cipher = self._key(make=False)
+            return cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], _bound_to(call_id, part))
+        except (InvalidTag, OSError) as error:
+            raise SealBroken(
+                f"A sealed payload does not open with the key in {self._path.name}; restore this database's key file."
+            ) from error
+
+    def _key(self, *, make: bool) -> AESGCM:
+        if self._cipher is None:
+            if make and not self._path.exists():
+                self._make()
+            self._cipher = AESGCM(self._read())
+        return self._cipher
+
+    def _read(self) -> bytes:
+        key = self._path.read_bytes()
+        if len(key) != KEY_BYTES:
+            raise OSError(f"{self._path.name} is not a key file of {KEY_BYTES} bytes")
+        if self._path.stat().st_mode & 0o077:
+            self._path.chmod(0o600)
+        return key
+
+    def _make(self) -> None:
+        """Written apart and linked into place: another process sees a whole key or none, and the first one stays."""
+        draft = self._path.with_name(f"{self._path.name}.{token_hex(8)}")
+        descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(token_bytes(KEY_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                self._path.hardlink_to(draft)
+            except FileExistsError:
+                return  # another process was first; its key is everybody's
+            folder = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        finally:
+            draft.unlink()
+
+
+def _bound_to(call_id: str, part: str) -> bytes:
+    return f"{call_id}\n{part}".encode()

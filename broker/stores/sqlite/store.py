@@ -1,0 +1,238 @@
+"""ports.Store on one SQLite file. What each verb does is in the room of its noun; here is only who runs it where.
+
+Writes go to the one writer thread (writer.py); reads to a few read-only connections in worker threads, where a slow
+question hinders nobody. Any number of processes may have the file open; it must be on a local disk, because SQLite's
+WAL and the liveness locks need the same kernel.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from time import monotonic
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+from uuid_utils import uuid7
+
+from broker.errors import RecordUnavailable
+from broker.model.hold import Review
+from broker.model.invocation import OPEN, Admission, Intent, Invocation, InvocationQuery, Outcome
+from broker.model.quota import QuotaState
+from broker.ports import Claimed, Clock, Collected, Swept
+from broker.stores.sqlite import admission, hold, liveness, outcome, queries, quota, sweep
+from broker.stores.sqlite.database import connect, migrate, unavailable
+from broker.stores.sqlite.ledger import RESERVED
+from broker.stores.sqlite.pulse import Pulse
+from broker.stores.sqlite.schema import MIGRATIONS
+from broker.stores.sqlite.seal import Seal, SealBroken
+from broker.stores.sqlite.transaction import Transaction
+from broker.stores.sqlite.writer import Writer
+
+R = TypeVar("R")
+
+READERS = 4
+PATIENCE_S = 2.0
+TIDY_EVERY_S = 60.0
+
+
+class SqliteStore:
+    """Open with `SqliteStore.open`; close with `aclose`."""
+
+    def __init__(self, path: Path, clock: Clock, seal: Seal, writer: Writer) -> None:
+        self._path = path
+        self._clock = clock
+        self._seal = seal
+        self.writer = writer  # public for tests that need a job of their own
+        self._idle: list[sqlite3.Connection] = []
+        self._limiter = anyio.CapacityLimiter(READERS)
+        self._watcher = connect(path, read_only=True)
+        self._pulse = Pulse(self._version, self._read_version())
+        self._tidy_at = monotonic() + TIDY_EVERY_S
+        self._closed = False
+
+    @classmethod
+    async def open(
+        cls, path: Path, *, clock: Clock, lease_s: float = 30, open_per_agent: int = 100, patience_s: float = PATIENCE_S
+    ) -> SqliteStore:
+        """Create or migrate the file and begin to work.
+
+        lease_s: how long a process counts as alive where its lock file was removed. patience_s: how long a commit waits
+        for another connection's lock. Raises RecordUnavailable: damaged, newer, not ours, not writable, locked.
+        """
+
+        def prepare() -> tuple[Seal, Writer]:
+            migrate(path, MIGRATIONS)
+            seal = Seal(path.with_name(path.name + ".key"))
+            return seal, Writer(
+                path,
+                chain=str(uuid7()),
+                clock=clock,
+                seal=seal,
+                patience_s=patience_s,
+                lease_s=lease_s,
+                open_per_agent=open_per_agent,
+            )
+
+        try:
+            seal, writer = await anyio.to_thread.run_sync(prepare)
+            store = cls(path, clock, seal, writer)
+        except (sqlite3.Error, OSError) as error:
+            raise unavailable(path, error) from error
+        writer.start(store._pulse.beat)
+        return store
+
+    # --------------------------------------------------------------------------------------------------------- writing
+
+    async def admit(self, intent: Intent) -> Admission:
+        return await self.writer.run(
+            admission.admit, intent, lambda late: self._regret(intent.call_id, late.state == "dispatching")
+        )
+
+    async def finish(self, outcome_: Outcome) -> None:
+        await self.writer.run(outcome.finish, outcome_)
+
+    async def review(self, review: Review) -> Invocation:
+        return await self.writer.run(hold.review, review)
+
+    async def claim(self, call_id: str, now_ms: int) -> Claimed | None:
+        return await self.writer.run(
+            hold.claim, (call_id, now_ms), lambda late: self._regret(call_id, late is not None)
+        )
+
+    def _regret(self, call_id: str, admitted: bool) -> tuple[Callable[[Transaction, Any], Any], Any] | None:
+        """What was admitted but never sent, because whoever asked had given up."""
+        return (outcome.finish, outcome.regret(call_id, self._clock.now_ms())) if admitted else None
+
+    async def collect(self, call_id: str, principal_key: str, now_ms: int) -> Collected | None:
+        invocation = await self.invocation(call_id)
+        if invocation is None or invocation.hold is None or invocation.principal_key != principal_key:
+            return None
+        if invocation.state in ("held", "approved") and invocation.hold.expires_at_ms <= now_ms:
+            await self.writer.run(hold.expire, (call_id, now_ms))
+            invocation = await self.invocation(call_id)
+            assert invocation is not None and invocation.hold is not None, "records are not deleted"  # noqa: S101
+        if invocation.state in OPEN:
+            return Collected(invocation)
+        result = await self._read(lambda db: self._unsealed(db, call_id, "result"))
+        if not invocation.hold.collected_at_ms:
+            await self.writer.run(hold.collected, (call_id, now_ms))
+            invocation = await self.invocation(call_id) or invocation
+        return Collected(invocation, result or b"")
+
+    async def sweep(self, now_ms: int) -> Swept:
+        await self._bury_the_dead(now_ms)
+        expired: list[str] = []
+        lost: list[Invocation] = []
+        leases = 0
+        while True:
+            some = await self.writer.run(hold.expire_due, (now_ms, sweep.CHUNK))
+            expired += some
+            if len(some) < sweep.CHUNK:
+                break
+        while True:
+            found, freed = await self.writer.run(sweep.recover, (now_ms, sweep.CHUNK))
+            lost += found
+            leases += freed
+            if len(found) < sweep.CHUNK:
+                break
+        leases += await self.writer.run(sweep.free_orphans, sweep.CHUNK)
+        if monotonic() >= self._tidy_at:
+            self._tidy_at = monotonic() + TIDY_EVERY_S
+            await self.writer.run(sweep.tidy, now_ms)
+        return Swept(expired=tuple(expired), outcome_unknown=tuple(lost), leases=leases)
+
+    async def _bury_the_dead(self, now_ms: int) -> None:
+        def find(db: sqlite3.Connection) -> list[str]:
+            rows = db.execute("select chain, lease_until_ms from writer where ended_at_ms = 0").fetchall()
+            return sweep.dead_writers(self._path, [(row[0], row[1]) for row in rows], now_ms)
+
+        for chain in await self._read(find):
+            await self.writer.run(sweep.bury, (chain, now_ms))
+            liveness.forget(self._path, chain)
+
+    async def note(self, kind: str, facts: Mapping[str, Any]) -> None:
+        if kind in RESERVED:
+            raise ValueError(f"{kind!r} is an entry of the store's own")
+        body, at_ms = dict(facts), self._clock.now_ms()
+        await self.writer.run(lambda tx, _: tx.ledger.append(kind, "", at_ms, body), None)
+
+    # --------------------------------------------------------------------------------------------------------- reading
+
+    async def invocation(self, call_id: str) -> Invocation | None:
+        return await self._read(lambda db: queries.one(db, call_id))
+
+    async def invocations(self, query: InvocationQuery) -> list[Invocation]:
+        return await self._read(lambda db: queries.some(db, query))
+
+    async def held_arguments(self, call_id: str) -> bytes | None:
+        return await self._read(lambda db: self._unsealed(db, call_id, "arguments"))
+
+    async def quotas(self, now_ms: int) -> list[QuotaState]:
+        return await self._read(lambda db: quota.standing(db, now_ms))
+
+    async def changed(self, timeout_s: float) -> bool:
+        return await self._pulse.wait(timeout_s)
+
+    @property
+    def fault(self) -> str:
+        return self.writer.fault
+
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._watcher.close()
+        while self._idle:
+            self._idle.pop().close()
+        await self.writer.aclose()  # last: only a connection that may write can leave one file without a -wal
+
+    def _unsealed(self, db: sqlite3.Connection, call_id: str, part: str) -> bytes | None:
+        row = db.execute("select body from payload where call_id = ? and part = ?", (call_id, part)).fetchone()
+        return None if row is None else self._seal.open(call_id, part, row[0])
+
+    async def _read(self, question: Callable[[sqlite3.Connection], R]) -> R:
+        """Ask on a connection of its own, in a worker thread. Raises RecordUnavailable."""
+        self._pulse.looked()
+        return await anyio.to_thread.run_sync(self._ask, question, limiter=self._limiter)
+
+    def _ask(self, question: Callable[[sqlite3.Connection], R]) -> R:
+        db: sqlite3.Connection | None = None
+        try:
+            db = self._connection()
+            answer = question(db)
+        except SealBroken as error:
+            raise RecordUnavailable(str(error)) from error
+        except (sqlite3.Error, OSError) as error:
+            if db is not None:
+                db.close()
+            told = unavailable(self._path, error)
+            raise RecordUnavailable(f"Records cannot be read now ({error}).", next_step=told.next_step) from error
+        if self._closed:
+            db.close()
+        else:
+            self._idle.append(db)
+        return answer
+
+    def _connection(self) -> sqlite3.Connection:
+        """An idle connection, or a new one. In a worker thread."""
+        if self._closed:
+            raise OSError("the store is closed")
+        try:
+            return self._idle.pop()
+        except IndexError:
+            pass  # all are in use
+        db = connect(self._path, read_only=True)
+        db.row_factory = None
+        return db
+
+    async def _version(self) -> int:
+        try:
+            return await anyio.to_thread.run_sync(self._read_version, limiter=self._limiter)
+        except sqlite3.Error as error:
+            raise unavailable(self._path, error) from error
+
+    def _read_version(self) -> int:
+        return int(self._watcher.execute("pragma data_version").fetchone()[0])

@@ -1,0 +1,102 @@
+"""What nobody does in passing: recovering what dead processes left, and deleting what is kept no longer.
+
+Each function is one job, bounded, so that a long sweep never holds the database for long.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from broker.model.invocation import Invocation
+from broker.stores.sqlite import outcome, quota, rate
+from broker.stores.sqlite.ledger import heads
+from broker.stores.sqlite.liveness import is_dead
+from broker.stores.sqlite.transaction import Transaction
+
+CHUNK = 200
+RESULT_AFTER_COLLECTED_MS = 3_600_000  # an hour, for a caller whose connection broke while it was told
+RESULT_UNCOLLECTED_MS = 30 * 86_400_000
+COUNTER_KEPT_MS = 7 * 86_400_000  # counters of windows gone by: longer than clocks are wrong
+
+
+def dead_writers(path: Path, writers: list[tuple[str, int]], now_ms: int) -> list[str]:
+    """Which of these chains, each with its lease, have ended. Where the kernel cannot say, the lease decides."""
+    found: list[str] = []
+    for chain, lease_until_ms in writers:
+        dead = is_dead(path, chain)
+        if dead or (dead is None and lease_until_ms < now_ms):
+            found.append(chain)
+    return found
+
+
+def bury(tx: Transaction, argument: tuple[str, int]) -> None:
+    """Mark a writer as ended, and vouch for where its chain ended: (chain, now_ms)."""
+    chain, now_ms = argument
+    changed = tx.db.execute("update writer set ended_at_ms = ? where chain = ? and ended_at_ms = 0", (now_ms, chain))
+    if changed.rowcount == 1:
+        tx.ledger.append("chain_died", "", now_ms, {"seen": heads(tx.db, chain)})
+
+
+def recover(tx: Transaction, argument: tuple[int, int]) -> tuple[list[Invocation], int]:
+    """Calls that an ended writer left under way: (now_ms, at most so many). They, and the reservations they had."""
+    now_ms, most = argument
+    rows = tx.db.execute(
+        """select i.call_id, (select count(*) from reservation r where r.call_id = i.call_id)
+        from invocation i indexed by invocation_open
+        where i.state = 'dispatching' and i.state in ('held', 'approved', 'dispatching')
+        and not exists (select 1 from writer w where w.chain = i.writer and w.ended_at_ms = 0)
+        limit ?""",
+        (most,),
+    ).fetchall()
+    lost = [outcome.lose(tx, (call_id, now_ms)) for call_id, _ in rows]
+    return [invocation for invocation in lost if invocation is not None], sum(count for _, count in rows)
+
+
+def free_orphans(tx: Transaction, most: int) -> int:
+    """Free reservations whose call is over or was never written; there are none unless something went wrong."""
+    rows = tx.db.execute(
+        """select distinct r.call_id from reservation r left join invocation i on i.call_id = r.call_id
+        where i.state is null or i.state not in ('held', 'approved', 'dispatching') limit ?""",
+        (most,),
+    ).fetchall()
+    return sum(quota.settle(tx, call_id, ran=True) for (call_id,) in rows)
+
+
+def tidy(tx: Transaction, now_ms: int) -> int:
+    """Delete results that were delivered or waited long enough, and counters of windows long gone; how many rows."""
+    results = tx.db.execute(
+        """delete from payload where (call_id, part) in (
+            select p.call_id, p.part from payload p join hold h on h.call_id = p.call_id
+            join invocation i on i.call_id = p.call_id
+            where p.part = 'result'
+            and ((h.collected_at_ms > 0 and h.collected_at_ms < ?) or i.changed_at_ms < ?) limit ?)""",
+        (now_ms - RESULT_AFTER_COLLECTED_MS, now_ms - RESULT_UNCOLLECTED_MS, CHUNK),
+    ).rowcount
+    if results:
+        tx.ledger.append("payloads_deleted", "", now_ms, {"part": "result", "rows": results})
+    counters = tx.db.execute(
+        """delete from quota_counter where (quota, bucket, kind, starts_at_ms) in (
+            select quota, bucket, kind, starts_at_ms from quota_counter where kind in ('count', 'cost')
+            and reserved = 0 and resets_at_ms < ? limit ?)""",
+        (now_ms - COUNTER_KEPT_MS, CHUNK),
+    ).rowcount
+    return results + counters + _tidy_rates(tx, now_ms)
+
+
+def _tidy_rates(tx: Transaction, now_ms: int) -> int:
+    """Old units of buckets that nobody uses any more, and in the end the buckets."""
+    idle = tx.db.execute(
+        """select c.quota, c.bucket, c.window_ms, c.touched_at_ms from quota_counter c
+        where c.kind = 'rate' and c.touched_at_ms + c.window_ms < ?1 and (c.touched_at_ms + c.window_ms + ?2 < ?1
+        or exists (select 1 from quota_rate r where r.quota = c.quota and r.bucket = c.bucket)) limit ?3""",
+        (now_ms, COUNTER_KEPT_MS, CHUNK),
+    ).fetchall()
+    gone = 0
+    for name, bucket, window_ms, touched_at_ms in idle:
+        pruned = rate.prune(tx.db, name, bucket, now_ms - window_ms, CHUNK)
+        if not pruned and touched_at_ms + window_ms + COUNTER_KEPT_MS < now_ms:
+            gone += tx.db.execute(
+                "delete from quota_counter where quota = ? and bucket = ? and kind = 'rate'", (name, bucket)
+            ).rowcount
+        gone += pruned
+    return gone

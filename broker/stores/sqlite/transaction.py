@@ -1,0 +1,83 @@
+"""What a job of the writer works with, and the one statement by which an invocation changes its state."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from broker.model.canonical import canonical
+from broker.model.invocation import TRANSITIONS, State
+from broker.stores.sqlite.ledger import Ledger
+from broker.stores.sqlite.seal import Seal
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Transaction:
+    """The open transaction of a batch. Jobs are functions of it and one argument, and have no other effect: a job may
+    be run a second time after everything it did was rolled back.
+
+    urgent: set by a job that changed a hold; who waits for one is woken at the commit.
+    """
+
+    db: sqlite3.Connection
+    ledger: Ledger
+    seal: Seal
+    open_per_agent: int
+    urgent: bool = False
+
+
+# The columns of an invocation that change after its first row, in the order of _ADVANCE.
+_CHANGING = ("writer", "code", "stage", "message", "effect", "backend_status", "result_digest", "result_bytes")
+
+
+def _sources(target: State) -> str:
+    """The states a call may be in to get to this one, as SQL; from the one table of the life cycle."""
+    return ", ".join(f"'{state}'" for state, nexts in TRANSITIONS.items() if target in nexts and state != "received")
+
+
+_SETTLES = "select quotas, held from invocation where call_id = ?"
+
+# A compare-and-set for each state that can be reached. Names and states are constants of this file and of the model;
+# every value is bound. No RETURNING: it costs more than a second statement (an ephemeral table each time).
+_ADVANCE: Mapping[State, str] = {
+    target: (
+        f"update invocation set state = '{target}', changed_at_ms = ?, "  # noqa: S608
+        + ", ".join(f"{column} = coalesce(?, {column})" for column in _CHANGING)
+        + ", laps_us = case when ?11 is null then laps_us else json_patch(laps_us, ?11) end"
+        + f" where call_id = ?10 and state in ({_sources(target)})"
+    )
+    for target in TRANSITIONS
+    if target not in ("received", "denied", "held")
+}
+
+
+def advance(
+    tx: Transaction,
+    call_id: str,
+    target: State,
+    *,
+    at_ms: int,
+    kind: str,
+    change: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> tuple[str, int] | None:
+    """Bring a call into a state, if the life cycle allows it from where it is, with the entry that says so.
+
+    change: further columns of the invocation (of _CHANGING, and laps_us, which is merged). facts: what the entry's body
+    says beside `set`. Returns the row's (quotas, held), or None when the call is not in a state that leads there;
+    nothing is written then.
+    """
+    change = change or {}
+    laps = change.get("laps_us")
+    values = [change.get(column) for column in _CHANGING]
+    changed = tx.db.execute(
+        _ADVANCE[target], (at_ms, *values, call_id, None if laps is None else canonical(laps).decode())
+    )
+    if changed.rowcount != 1:
+        return None
+    tx.ledger.append(kind, call_id, at_ms, {**(facts or {}), "set": {**change, "state": target}})
+    return tx.db.execute(_SETTLES, (call_id,)).fetchone()

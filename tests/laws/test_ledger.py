@@ -1,0 +1,286 @@
+"""The ledger shows every change: of any column of any table, by deleting, inserting, swapping, cutting or rewriting."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from broker.model.hold import Review
+from broker.ports import Store
+from broker.verifier import Fault, verify, write_anchor
+from tests.records import NOW, count, held_intent, intent, open_store, outcome
+
+
+async def live_a_little(store: Store, round_: int) -> None:
+    """A bit of everything that is recorded."""
+    plain, failed = intent(charges=(count(50),)), intent()
+    for call in (plain, failed):
+        await store.admit(call)
+    await store.admit(intent(refusal=("forbidden", "authorise", "no")))
+    await store.finish(outcome(plain.call_id))
+    await store.finish(outcome(failed.call_id, state="failed", code="backend_rejected", message="no"))
+    for number, decision in enumerate(("approve", "reject")):
+        held = held_intent(arguments={"round": round_, "number": number}, charges=(count(50),))
+        await store.admit(held)
+        await store.review(Review(held.call_id, decision, "rita", "why", NOW + 1, "cli"))  # type: ignore[arg-type]
+        if decision == "approve":
+            await store.claim(held.call_id, NOW + 2)
+            await store.finish(outcome(held.call_id, result=b"{}"))
+            await store.collect(held.call_id, held.principal_key, NOW + 9)
+    await store.note("reload", {"version": "sha256:x"})
+    await store.admit(held_intent(arguments={"round": round_, "open": True}))
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with two chains that have ended."""
+    folder = tmp_path_factory.mktemp("lived")
+
+    async def live() -> None:
+        for round_ in range(2):
+            store = await open_store(folder)
+            await live_a_little(store, round_)
+            await store.aclose()
+
+    anyio.run(live)
+    return folder / "broker.db"
+
+
+@pytest.fixture
+def database(lived: Path, tmp_path: Path) -> Path:
+    shutil.copy(lived, tmp_path / "broker.db")
+    return tmp_path / "broker.db"
+
+
+@contextmanager
+def by_hand(database: Path) -> Generator[sqlite3.Connection]:
+    """What somebody with the file and a shell can do."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as db:
+        yield db
+
+
+def fault_after(database: Path, *statements: str, anchor: Path | None = None) -> Fault:
+    with by_hand(database) as db:
+        for statement in statements:
+            assert db.execute(statement).rowcount != 0, "nothing was changed"
+    found = verify(database, anchor)
+    assert not found.ok
+    assert found.fault is not None
+    return found.fault
+
+
+def place(database: Path, which: str) -> tuple[str, int]:
+    with by_hand(database) as db:
+        return db.execute(f"select chain, seq from entry where {which}").fetchone()
+
+
+# The record of the first succeeded plain call, and the first hold; and an entry in the middle of the first chain.
+ENTRY = "id = 4"
+RECORD = "id = 1"
+HOLD = "call_id = (select call_id from hold order by call_id limit 1)"
+
+
+def columns(table: str) -> list[str]:
+    from sqlite_utils import Database
+
+    from broker.stores.sqlite.schema import MIGRATIONS
+
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        MIGRATIONS.apply(Database(db))
+        return [row[1] for row in db.execute(f"pragma table_info({table})")]
+
+
+def changed(table: str, column: str, where: str) -> str:
+    """Change the value a little, whatever its type."""
+    change = f"""case typeof("{column}") when 'integer' then "{column}" + 1000
+        when 'blob' then cast("{column}" || 'x' as blob)
+        else case when json_valid("{column}") and "{column}" like '[%' then '["x"]'
+                  when json_valid("{column}") then '{{"x":1}}' else "{column}" || 'x' end end"""
+    return f'update {table} set "{column}" = {change} where {where}'
+
+
+def test_what_the_store_wrote_verifies(database: Path) -> None:
+    found = verify(database)
+    assert found.fault is None
+    assert (found.ok, found.chains, found.records, found.erased) == (True, 2, 12, 0)
+    assert found.limits
+
+
+@pytest.mark.anyio
+async def test_it_verifies_while_a_broker_writes(tmp_path: Path) -> None:
+    store = await open_store(tmp_path)
+    try:
+        await live_a_little(store, 0)
+        await store.admit(intent())
+        found = verify(tmp_path / "broker.db")
+        assert found.fault is None
+        assert found.records == 7
+    finally:
+        await store.aclose()
+
+
+@pytest.mark.parametrize("column", columns("entry"))
+def test_a_changed_entry_is_found_where_it_is(database: Path, column: str) -> None:
+    chain, seq = place(database, ENTRY)
+    fault = fault_after(database, changed("entry", column, ENTRY))
+    if column == "chain":
+        assert fault.seq == 1
+        return
+    assert (fault.chain, fault.seq) == (chain, seq)
+
+
+@pytest.mark.parametrize("column", columns("invocation"))
+def test_a_changed_record_is_found(database: Path, column: str) -> None:
+    assert fault_after(database, changed("invocation", column, RECORD)).chain
+
+
+@pytest.mark.parametrize("column", columns("hold"))
+def test_a_changed_hold_is_found(database: Path, column: str) -> None:
+    fault_after(database, "pragma foreign_keys = off", changed("hold", column, HOLD))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "delete from entry where id = 4",
+        "delete from invocation where id = 2",
+        "delete from invocation where id = (select max(id) from invocation)",
+        f"delete from hold where {HOLD}",
+        "update payload set body = cast('{\"amount\":1}' as blob) where part = 'kept'",
+        """update entry set body = case id when 3 then (select body from entry where id = 5)
+            else (select body from entry where id = 3) end where id in (3, 5)""",
+        "update entry set id = case id when 3 then -3 when 4 then -4 end where id in (3, 4)",
+        """insert into entry (chain, seq, at_ms, kind, call_id, body, prev, hash)
+            select chain, seq + 1, at_ms, 'note', '', '{}', hash, hash from entry order by id desc limit 1""",
+        """insert into hold (call_id, act, reason, expires_at_ms, scopes, "groups", persons, charges)
+            select call_id, 'x', '', 0, '[]', '[]', '[]', '[]' from invocation where id = 1""",
+    ],
+)
+def test_rows_deleted_swapped_or_inserted_are_found(database: Path, statement: str) -> None:
+    fault_after(database, statement)
+
+
+def test_an_inserted_record_is_found(database: Path) -> None:
+    with by_hand(database) as db:
+        names = ", ".join(f'"{name}"' for name in columns("invocation") if name not in ("id", "call_id"))
+        db.execute(f"insert into invocation (call_id, {names}) select 'forged', {names} from invocation where id = 1")
+    found = verify(database)
+    assert found.fault is not None
+    assert "forged" in found.fault.what
+
+
+def test_erasing_kept_arguments_breaks_nothing_and_is_counted(database: Path) -> None:
+    with by_hand(database) as db:
+        db.execute("delete from payload where part = 'kept' and call_id = (select call_id from invocation limit 1)")
+    found = verify(database)
+    assert found.fault is None
+    assert found.erased == 1
+
+
+def drop_chain(number: int) -> Callable[[sqlite3.Connection], Any]:
+    def drop(db: sqlite3.Connection) -> None:
+        (chain,) = db.execute(
+            f"select chain from entry where kind = 'chain' order by id limit 1 offset {number}"
+        ).fetchone()
+        db.execute("pragma foreign_keys = off")
+        mine = "select call_id from entry where chain = ? and kind in ('intent', 'held', 'denied')"
+        for table in ("hold", "payload", "invocation"):
+            db.execute(f"delete from {table} where call_id in ({mine})", (chain,))
+        db.execute("delete from entry where chain = ?", (chain,))
+
+    return drop
+
+
+def cut_tail(db: sqlite3.Connection) -> None:
+    """Remove the newest chain's last entries, and with them the record they made."""
+    (last,) = db.execute("select max(id) from entry where kind = 'held'").fetchone()
+    db.execute("pragma foreign_keys = off")
+    for table in ("hold", "payload", "invocation"):
+        db.execute(f"delete from {table} where call_id = (select call_id from entry where id = ?)", (last,))
+    db.execute("delete from entry where id >= ?", (last,))
+
+
+def rewrite(db: sqlite3.Connection) -> None:
+    """Change an early entry and hash the whole chain anew, as the page in ledger.py describes it."""
+    (chain,) = db.execute("select chain from entry where kind = 'reload' order by id desc limit 1").fetchone()
+    db.execute("update entry set body = '{\"version\":\"forged\"}' where kind = 'reload' and chain = ?", (chain,))
+    prev = b""
+    for id_, seq, at_ms, kind, call_id, body in db.execute(
+        "select id, seq, at_ms, kind, call_id, body from entry where chain = ? order by seq", (chain,)
+    ).fetchall():
+        lines = ["broker.entry.1", chain, str(seq), str(at_ms), kind, call_id, prev.hex(), body]
+        digest = hashlib.sha256("\n".join(lines).encode()).digest()
+        db.execute("update entry set prev = ?, hash = ? where id = ?", (prev, digest, id_))
+        prev = digest
+
+
+def test_a_chain_removed_whole_is_missed_by_a_later_one(database: Path) -> None:
+    first = place(database, "id = 1")
+    with by_hand(database) as db:
+        drop_chain(0)(db)
+    fault = verify(database).fault
+    assert fault is not None
+    assert (fault.chain, fault.seq) == first
+
+
+@pytest.mark.parametrize("tamper", [drop_chain(1), cut_tail, rewrite])
+def test_what_the_file_alone_cannot_show_an_anchor_does(
+    database: Path, tmp_path: Path, tamper: Callable[[sqlite3.Connection], Any]
+) -> None:
+    anchor = tmp_path / "anchor.jsonl"
+    assert write_anchor(verify(database), anchor) == 2
+    untouched = verify(database, anchor)
+    assert (untouched.fault, untouched.anchored) == (None, 2)
+    newest = place(database, "id = (select max(id) from entry)")
+    with by_hand(database) as db:
+        tamper(db)
+    assert verify(database).ok, "nothing in the file vouches for its newest end"
+    fault = verify(database, anchor).fault
+    assert fault is not None
+    assert (fault.chain, fault.seq) == newest
+
+
+def test_an_old_copy_put_back_is_found_by_the_anchor(lived: Path, tmp_path: Path) -> None:
+    anchor, database = tmp_path / "anchor.jsonl", tmp_path / "broker.db"
+    shutil.copy(lived, database)
+    shutil.copy(lived.with_name("broker.db.key"), tmp_path / "broker.db.key")
+
+    async def go_on() -> None:
+        store = await open_store(tmp_path)
+        await live_a_little(store, 3)
+        await store.aclose()
+
+    anyio.run(go_on)
+    write_anchor(verify(database), anchor)
+    assert verify(database, anchor).ok
+    shutil.copy(lived, database)
+    fault = verify(database, anchor).fault
+    assert fault is not None
+    assert "older copy" in fault.what
+
+
+def test_an_anchor_is_json_lines_and_a_bad_one_is_said(database: Path, tmp_path: Path) -> None:
+    anchor = tmp_path / "anchor.jsonl"
+    write_anchor(verify(database), anchor)
+    assert {tuple(json.loads(line)) for line in anchor.read_text().splitlines()} == {("chain", "seq", "hash")}
+    anchor.write_text('{"chain": 1}\n')
+    fault = verify(database, anchor).fault
+    assert fault is not None
+    assert "anchor.jsonl:1" in fault.what
+    with pytest.raises(ValueError, match="verify"):
+        write_anchor(verify(database, anchor), anchor)
+
+
+def test_what_is_no_database_is_a_fault_and_no_exception(tmp_path: Path) -> None:
+    assert not verify(tmp_path / "missing.db").ok
+    (tmp_path / "text.db").write_text("not a database, but long enough to be looked at " * 10)
+    assert not verify(tmp_path / "text.db").ok

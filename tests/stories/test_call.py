@@ -1,0 +1,149 @@
+"""What happens to a call, told through the pipeline with real parts: order of decisions, records, failures."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import anyio
+import pytest
+
+from broker.errors import Forbidden, InsufficientScope, InvalidArguments, OverQuota, UnknownTool
+from tests.world import agent, broker_with, perform, records
+
+TOOLS = """
+kind: backend
+name: notes
+static: {}
+---
+kind: tool
+name: note_read
+effect: read
+backend: notes
+input: {type: object, properties: {topic: {type: string}}, required: [topic], additionalProperties: false}
+static: {text: "a note"}
+---
+kind: tool
+name: note_write
+effect: write
+scopes: [notes.write]
+backend: notes
+input: {type: object, properties: {amount: {type: number}}, required: [amount]}
+static: {text: "written"}
+---
+kind: tool
+name: note_burn
+effect: destroy
+backend: notes
+static: {text: "burnt"}
+---
+kind: policy
+name: writes
+tools: [note_write]
+rules:
+  - {id: never-negative, when: args.amount < 0, effect: deny, reason: amounts are positive.}
+  - {id: large, when: args.amount > 100, effect: hold, reason: large amounts need a person}
+  - {id: rest, when: "true", effect: allow}
+"""
+QUOTA = """
+---
+kind: quota
+name: two-writes
+tools: [note_write]
+count: {limit: 2, per: day}
+by: [agent]
+"""
+writer = agent(scopes=["notes.write"])
+
+
+@pytest.mark.anyio
+async def test_an_allowed_call_is_answered_and_recorded_with_who_what_and_which_rule(tmp_path: Path) -> None:
+    async with broker_with(tmp_path, TOOLS) as broker:
+        answer = await perform(broker, "note_write", {"amount": 5}, writer)
+        assert answer.content[0]["text"] == "written"
+        (record,) = await records(broker)
+    assert (record.state, record.effect, record.tool, record.agent) == ("succeeded", "done", "note_write", "bot")
+    assert record.rule == "writes/rest"
+    assert record.backend == "notes"
+    assert record.arguments_digest.startswith("sha256:")
+    assert record.result_digest.startswith("sha256:")
+    assert {"resolve", "validate", "authorise", "admit", "dispatch"} <= set(record.laps_us)
+    assert record.policy_version
+
+
+@pytest.mark.anyio
+async def test_an_unknown_tool_and_one_outside_the_callers_toolset_get_the_same_answer(tmp_path: Path) -> None:
+    toolset = "\n---\nkind: toolset\nname: few\nfor: {agents: [bot]}\ntools: [note_read]\n"
+    async with broker_with(tmp_path, TOOLS + toolset) as broker:
+        said: list[str] = []
+        for name in ("note_write", "note_nope"):
+            with pytest.raises(UnknownTool) as refused:
+                await perform(broker, name, {"amount": 1}, writer)
+            said.append(refused.value.sentence.replace(name, "X"))
+        assert said[0] == said[1]
+        assert [record.code for record in await records(broker)] == ["unknown_tool", "unknown_tool"]
+        assert (await perform(broker, "note_read", {"topic": "x"}, writer)).content
+
+
+@pytest.mark.anyio
+async def test_arguments_are_judged_before_policy_and_nothing_is_coerced(tmp_path: Path) -> None:
+    async with broker_with(tmp_path, TOOLS) as broker:
+        for arguments in ({"amount": "5"}, {"amount": True}, {}, {"amount": 5, "x": 1}):
+            with pytest.raises(InvalidArguments):
+                await perform(broker, "note_write", arguments, writer)
+        assert (await perform(broker, "note_write", {"amount": 5.0}, writer)).content
+
+
+@pytest.mark.anyio
+async def test_a_missing_scope_is_told_before_a_person_or_a_quota_is_asked(tmp_path: Path) -> None:
+    async with broker_with(tmp_path, TOOLS + QUOTA) as broker:
+        with pytest.raises(InsufficientScope) as refused:
+            await perform(broker, "note_write", {"amount": 500}, agent())
+        assert refused.value.missing == ("notes.write",)
+        (record,) = await records(broker)
+        assert (record.state, record.code, record.effect) == ("denied", "insufficient_scope", "none")
+        assert await broker.store.quotas(broker.clock.now_ms()) == []
+
+
+@pytest.mark.anyio
+async def test_a_quota_is_asked_before_a_person_and_a_refused_call_burns_nothing(tmp_path: Path) -> None:
+    async with broker_with(tmp_path, TOOLS + QUOTA, hold={"wait_s": 0}) as broker:
+        for _ in range(2):
+            await perform(broker, "note_write", {"amount": 1}, writer)
+        with pytest.raises(OverQuota) as refused:
+            await perform(broker, "note_write", {"amount": 500}, writer)
+        assert refused.value.facts["quota"] == "two-writes"
+        assert refused.value.retry_after_ms > 0
+        assert await records(broker, states=("held",)) == []
+        (state,) = await broker.store.quotas(broker.clock.now_ms())
+        assert state.left == 0
+        assert (await perform(broker, "note_write", {"amount": 1}, agent("other", scopes=["notes.write"]))).content
+
+
+@pytest.mark.anyio
+async def test_forbid_beats_permit_and_destroying_is_denied_unless_somebody_allowed_it(tmp_path: Path) -> None:
+    async with broker_with(tmp_path, TOOLS) as broker:
+        with pytest.raises(Forbidden) as by_rule:
+            await perform(broker, "note_write", {"amount": -1}, writer)
+        assert by_rule.value.facts["rule"] == "writes/never-negative"
+        with pytest.raises(Forbidden):
+            await perform(broker, "note_burn", {}, writer)
+    allow = "\n---\nkind: policy\nname: burn\ntools: [note_burn]\nrules: [{id: ok, when: 'true', effect: allow}]\n"
+    async with broker_with(tmp_path, TOOLS + allow) as broker:
+        assert (await perform(broker, "note_burn", {}, writer)).content[0]["text"] == "burnt"
+
+
+@pytest.mark.anyio
+async def test_the_record_verifies_after_calls_of_every_kind(tmp_path: Path) -> None:
+    from broker.verifier import verify
+
+    async with broker_with(tmp_path, TOOLS + QUOTA) as broker, anyio.create_task_group() as tasks:
+
+        async def one(amount: float) -> None:
+            with contextlib.suppress(OverQuota, Forbidden):
+                await perform(broker, "note_write", {"amount": amount}, writer, may_wait=False)
+
+        for amount in (1, -1, 2, 3, 4):
+            tasks.start_soon(one, amount)
+    found = verify(tmp_path / "broker.db", None)
+    assert found.ok, found

@@ -1,0 +1,141 @@
+"""Several brokers on one SQLite file, and brokers that are killed: quotas stay exact, nothing runs twice or unseen."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Generator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from subprocess import PIPE, Popen
+
+import orjson
+import pytest
+
+from broker.verifier import verify
+from tests.world import broker_with, records, settings_in
+
+ROOT = Path(__file__).parents[2]
+ADMITTED = 1_000
+
+
+def callers(folder: Path, tool: str, number: int) -> Popen[bytes]:
+    command = [sys.executable, "-m", "tests.caller", str(folder), tool, str(number)]
+    return Popen(command, stdout=PIPE, cwd=ROOT)
+
+
+QUOTA = f"""
+kind: backend
+name: notes
+static: {{}}
+---
+kind: tool
+name: work
+effect: write
+scopes: [work]
+backend: notes
+input: {{type: object, properties: {{n: {{type: integer}}}}, required: [n]}}
+static: {{text: done}}
+---
+kind: quota
+name: shared
+count: {{limit: {ADMITTED}, per: month}}
+by: []
+"""
+
+
+@pytest.mark.anyio
+async def test_sixty_four_callers_in_four_processes_get_exactly_what_the_quota_has(tmp_path: Path) -> None:
+    settings_in(tmp_path, QUOTA)
+    processes = [callers(tmp_path, "work", 16) for _ in range(4)]
+    told = [orjson.loads(process.communicate(timeout=90)[0].splitlines()[-1]) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4
+    assert sum(one["answered"] for one in told) == ADMITTED
+    assert sum(one["refused"] for one in told) == 64
+    async with broker_with(tmp_path, QUOTA) as broker:
+        states = Counter(record.state for record in await records(broker, limit=10_000))
+        (left,) = await broker.store.quotas(broker.clock.now_ms())
+    assert states == {"succeeded": ADMITTED, "denied": 64}
+    assert left.left == 0
+    assert verify(tmp_path / "broker.db", None).ok
+
+
+class Ledger(ThreadingHTTPServer):
+    """A backend that writes down the id of every call it receives, before it answers."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Entry)
+        self.received: list[str] = []
+
+
+class _Entry(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        assert isinstance(self.server, Ledger)
+        self.rfile.read(int(self.headers["content-length"]))
+        self.server.received.append(self.headers["idempotency-key"])
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 – the library's name
+        """Say nothing."""
+
+
+@pytest.fixture
+def ledger() -> Generator[Ledger]:
+    with Ledger() as server:
+        serving = threading.Thread(target=server.serve_forever, daemon=True)
+        serving.start()
+        yield server
+        server.shutdown()
+        serving.join()
+
+
+@pytest.mark.anyio
+async def test_after_kills_at_random_every_call_that_arrived_is_on_record_and_none_arrived_twice(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    manifests = f"""
+kind: backend
+name: ledger
+http: {{base_url: "http://127.0.0.1:{ledger.server_port}", allow_private: true}}
+---
+kind: tool
+name: work
+effect: write
+scopes: [work]
+backend: ledger
+input: {{type: object, properties: {{n: {{type: integer}}}}, required: [n]}}
+http: {{method: POST, path: /work}}
+"""
+    settings_in(tmp_path, manifests)
+    chance = random.Random(7)
+    for _ in range(6):
+        process = callers(tmp_path, "work", 8)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        with process:
+            before = len(ledger.received)
+            wanted = before + chance.randrange(5, 60)
+            while len(ledger.received) < wanted:
+                assert process.poll() is None
+            process.send_signal(signal.SIGKILL)
+    async with broker_with(tmp_path, manifests) as broker:
+        recovered = broker.recovered
+        known = {record.call_id: record.state for record in await records(broker, limit=100_000)}
+    arrived = Counter(ledger.received)
+    assert len(arrived) > 30
+    assert max(arrived.values()) == 1
+    assert {known.get(call_id) for call_id in arrived} <= {"succeeded", "outcome_unknown"}
+    assert "dispatching" not in known.values()
+    assert recovered or "outcome_unknown" in known.values()
+    assert verify(tmp_path / "broker.db", None).ok

@@ -41,6 +41,7 @@ PACKAGES = {
 NODE = "24"  # installed as a package when the one on this machine is older than these clients want
 OLDEST_NODE = 22
 INSTALL_S = 300.0
+INSTALL_TRIES = 3
 CLIENT_S = 60.0
 
 TOOL = "orders_get"
@@ -67,10 +68,14 @@ def install() -> None:
     (WIRE / "package.json").write_text(manifest)
     print("installing the clients into .wire/ …", flush=True)
     npm = ["npm", "install", "--no-audit", "--no-fund", "--loglevel=error"]
-    installed = subprocess.run(npm, cwd=WIRE, capture_output=True, text=True, timeout=INSTALL_S, check=False)
-    if installed.returncode != 0:
-        raise Failed(f"npm install ended with {installed.returncode}:\n{installed.stderr[-2000:]}")
-    done.write_text(manifest)
+    said = ""
+    for _ in range(INSTALL_TRIES):  # a registry that does not answer once is nothing of ours
+        installed = subprocess.run(npm, cwd=WIRE, capture_output=True, text=True, timeout=INSTALL_S, check=False)
+        if installed.returncode == 0:
+            done.write_text(manifest)
+            return
+        said = f"npm install ended with {installed.returncode}:\n{installed.stderr[-2000:]}"
+    raise Failed(said)
 
 
 def _node_major() -> int:

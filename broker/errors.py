@@ -14,7 +14,8 @@
 
 Each class fixes `code` (stable, documented in docs/errors.md), `stage` (where in the call's sentence), `effect` and
 `retryable`. `effect` is what an agent needs most: `none` – nothing happened, `done` – it happened, `unknown` – nobody
-can say. Messages say what, which and what to do next; they never carry an argument's value or a secret.
+can say. Messages say what, which and what to do next; they never carry a secret, nor an argument's value, unless a
+backend repeats it in its own words (`Rejected`), which are told and not recorded.
 
 What must not live here: how an error looks on a wire. Each face has one table from `code` to its own dialect.
 """
@@ -46,6 +47,11 @@ class BrokerError(Exception):
     def sentence(self) -> str:
         """What happened and what to do next, as one text for a person or a model."""
         return f"{self.message} {self.next_step}".strip()
+
+    @property
+    def recorded(self) -> str:
+        """The sentence as records keep it: without what may quote the arguments."""
+        return self.sentence
 
 
 class Refusal(BrokerError):
@@ -157,10 +163,25 @@ class Unavailable(BackendError):
 
 
 class Rejected(BackendError):
-    """The backend answered, and its answer was no (an HTTP error status, a JSON-RPC error)."""
+    """The backend answered, and its answer was no (an HTTP error status, a JSON-RPC error).
+
+    said: the part of the message that is the backend's own words. They help the caller, who knows what it sent; but
+    they may repeat any argument, so no record keeps them.
+    """
 
     code = "backend_rejected"
     effect: Effect = "done"
+
+    def __init__(self, message: str, *, said: str = "", next_step: str = "", **facts: Any) -> None:
+        super().__init__(message, next_step=next_step, **facts)
+        self._said = said
+
+    @property
+    def recorded(self) -> str:
+        if not self._said:
+            return self.sentence
+        before, _, after = self.message.rpartition(self._said)
+        return f"{before}[not kept]{after} {self.next_step}".strip()
 
 
 class TimedOut(BackendError):

@@ -141,7 +141,8 @@ class Reconciler:
             if self._manifests is None:
                 return
             catalog = await self._compile(self._manifests)
-            if catalog.version != self._shelf.current.version:
+            served = self._shelf.current  # notes may change with an offer of which nothing is taken
+            if (catalog.version, catalog.notes) != (served.version, served.notes):
                 await self._swap(catalog, cause)
 
     def _read(self) -> Manifests:

@@ -9,14 +9,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from time import time
 from typing import TYPE_CHECKING, Any
 
-from broker.authserver.safety import unsafe
+from broker.authserver.safety import undeclared, unsafe
 from broker.ports import Clock, Directory
 from broker.settings import Settings
 
 if TYPE_CHECKING:
     from starlette.routing import Route
 
-__all__ = ["routes", "unsafe"]
+__all__ = ["routes", "undeclared", "unsafe"]
 
 
 class _SystemClock:

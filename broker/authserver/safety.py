@@ -21,6 +21,11 @@ def unsafe(settings: Settings, directory: Directory) -> list[str]:
     return [*_transport(settings), *_issuer(settings, directory)]
 
 
+def undeclared(settings: Settings) -> list[str]:
+    """The part of `unsafe` that the settings alone decide. Touches no disk."""
+    return _transport(settings) if is_exposed(settings) else []
+
+
 def _transport(settings: Settings) -> list[str]:
     if not settings.public_url:
         return [

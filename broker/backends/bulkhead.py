@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from types import TracebackType
 
 import anyio
 
@@ -22,12 +21,26 @@ class Bulkhead:
         self._wait_s = wait_s
         self._free = anyio.Semaphore(places)
 
-    @asynccontextmanager
-    async def place(self, deadline: float = math.inf) -> AsyncGenerator[None]:
-        """Hold one place for the block. Raises Unavailable, naming limit and setting, when none comes free in time.
+    def place(self, deadline: float = math.inf) -> _Place:
+        """Hold one place for an `async with`. Raises Unavailable, naming limit and setting, when none comes free in
+        time.
 
         deadline: of the call, in anyio's clock. On cancel: no place is taken.
         """
+        return _Place(self, deadline)
+
+    async def take(self, deadline: float) -> None:
+        """For `place`."""
+        try:
+            self._free.acquire_nowait()
+        except anyio.WouldBlock:
+            await self._wait(deadline)
+
+    def give_back(self) -> None:
+        """For `place`."""
+        self._free.release()
+
+    async def _wait(self, deadline: float) -> None:
         try:
             with anyio.fail_after(min(self._wait_s, deadline - anyio.current_time())):
                 await self._free.acquire()
@@ -38,12 +51,26 @@ class Bulkhead:
                 next_step="Try again shortly.",
                 limit="concurrent",
             ) from None
-        try:
-            yield
-        finally:
-            self._free.release()
 
     async def drain(self) -> None:
         """Wait until no call is under way, and let no other in."""
         for _ in range(self._places):
             await self._free.acquire()
+
+
+class _Place:
+    """A class and not a generator: every call comes through here, and nearly always there is a free place."""
+
+    __slots__ = ("_bulkhead", "_deadline")
+
+    def __init__(self, bulkhead: Bulkhead, deadline: float) -> None:
+        self._bulkhead = bulkhead
+        self._deadline = deadline
+
+    async def __aenter__(self) -> None:
+        await self._bulkhead.take(self._deadline)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bulkhead.give_back()

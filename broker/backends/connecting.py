@@ -7,22 +7,21 @@ What must not live here: HTTP.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TypeVar, cast
 
 import anyio
-import httpcore2
 
-from broker.backends.address import fault_of, is_public
-from broker.backends.exchange import EXCHANGE
+from broker.backends.address import Origin, fault_of, is_public
 from broker.backends.spec import Tls
 
-_KEEPALIVE = ((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),)
+P = TypeVar("P", bound=asyncio.BaseProtocol)
 
 
 @functools.lru_cache(maxsize=64)
@@ -37,6 +36,7 @@ def tls_context(ca_file: str, client_cert: str, client_key: str, stamps: tuple[i
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if client_cert:
         context.load_cert_chain(client_cert, client_key or None)
+    context.set_alpn_protocols(["http/1.1"])
     return context
 
 
@@ -47,93 +47,68 @@ def tls_of(spec: Tls, directory: str) -> ssl.SSLContext:
     return tls_context(files[0], files[1], files[2], stamps)
 
 
-class _Counted(httpcore2.AsyncNetworkStream):
-    """A connection that marks the exchange whose bytes it writes."""
+class UnreachableError(Exception):
+    """No connection could be made. reason: why, in a few words without addresses."""
 
-    def __init__(self, inner: httpcore2.AsyncNetworkStream) -> None:
-        self._inner = inner
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return await self._inner.read(max_bytes, timeout)
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        exchange = EXCHANGE.get()
-        if exchange is not None and buffer:
-            exchange.left = True
-        await self._inner.write(buffer, timeout)
+async def connect(
+    origin: Origin, protocol: Callable[[], P], *, allow_private: bool, tls: ssl.SSLContext | None, within_s: float
+) -> P:
+    """A protocol on a connection to this origin: TCP to a checked address, then TLS when `tls` is given.
 
-    async def aclose(self) -> None:
-        await self._inner.aclose()
+    Only addresses that may be connected to are, and exactly the ones that were checked. Raises UnreachableError.
+    """
+    try:
+        with anyio.fail_after(within_s):
+            addresses = await _resolved(origin, allow_private=allow_private)
+            return await _connected(origin, addresses, protocol, tls)
+    except TimeoutError:
+        raise UnreachableError("not connected in time") from None
 
-    async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore2.AsyncNetworkStream:
+
+async def _connected(
+    origin: Origin, addresses: Sequence[str], protocol: Callable[[], P], tls: ssl.SSLContext | None
+) -> P:
+    last: Exception | None = None
+    loop = asyncio.get_running_loop()
+    for address in addresses:
         try:
-            return _Counted(await self._inner.start_tls(ssl_context, server_hostname, timeout))
-        except ssl.SSLError as error:  # certificate errors are not mapped by the library
-            raise httpcore2.ConnectError(reason_of(error)) from error
+            transport, made = await loop.create_connection(
+                protocol, address, origin.port, ssl=tls, server_hostname=origin.host if tls else None
+            )
+        except OSError as error:  # ssl.SSLError is one
+            last = error
+            continue
+        if (connection := transport.get_extra_info("socket")) is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return made
+    raise UnreachableError(reason_of(last) if last else "its name has no address")
 
-    def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)
 
-
-class CheckedNetwork(httpcore2.AsyncNetworkBackend):
-    """Connects only to addresses that may be connected to, and to exactly the ones that were checked."""
-
-    def __init__(self, *, allow_private: bool, plain: bool) -> None:
-        self._allow_private = allow_private
-        self._plain = plain
-        self._network = cast("httpcore2.AsyncNetworkBackend", httpcore2.AnyIOBackend())
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore2.AsyncNetworkStream:
-        try:
-            with anyio.fail_after(timeout):
-                addresses = await self._resolve(host, port)
-        except TimeoutError:
-            raise httpcore2.ConnectTimeout("its name was not resolved in time") from None
-        last: Exception | None = None
-        for address in addresses:
-            try:
-                return _Counted(
-                    await self._network.connect_tcp(address, port, timeout, local_address, socket_options or _KEEPALIVE)
-                )
-            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
-                last = error
-        raise last or httpcore2.ConnectError("its name has no address")
-
-    async def _resolve(self, host: str, port: int) -> list[str]:
-        """The addresses of this name that may be connected to, in the resolver's order. Raises ConnectError if none."""
-        try:
-            found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            raise httpcore2.ConnectError("its name cannot be resolved") from error
-        allowed: list[str] = []
-        fault = ""
-        for entry in found:
-            address = str(entry[4][0])
-            why = fault_of(address, allow_private=self._allow_private)
-            if not why and self._plain and is_public(address):
-                why = "is public, and http is for private addresses only"
-            if why:
-                fault = why
-            elif address not in allowed:
-                allowed.append(address)
-        if not allowed:
-            raise httpcore2.ConnectError(f"its address {fault}" if fault else "its name has no address")
-        return allowed
-
-    async def connect_unix_socket(self, *_: Any, **__: Any) -> httpcore2.AsyncNetworkStream:
-        raise httpcore2.ConnectError("unix sockets are not used")
-
-    async def sleep(self, seconds: float) -> None:
-        await anyio.sleep(seconds)
+async def _resolved(origin: Origin, *, allow_private: bool) -> list[str]:
+    """The addresses of this name that may be connected to, in the resolver's order, at least one."""
+    try:
+        found = await anyio.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise UnreachableError("its name cannot be resolved") from None
+    allowed: list[str] = []
+    fault = ""
+    for entry in found:
+        address = str(entry[4][0])
+        why = fault_of(address, allow_private=allow_private)
+        if not why and origin.scheme == "http" and is_public(address):
+            why = "is public, and http is for private addresses only"
+        if why:
+            fault = why
+        elif address not in allowed:
+            allowed.append(address)
+    if not allowed:
+        raise UnreachableError(f"its address {fault}" if fault else "its name has no address")
+    return allowed
 
 
 def reason_of(error: BaseException) -> str:

@@ -78,7 +78,25 @@ def may_carry(header: str) -> bool:
 
 
 class Outbound(httpx2.Auth):
-    """An httpx2.Auth that can say which texts must never be shown."""
+    """What goes into each request, and which texts must never be shown. An httpx2.Auth for the library's clients."""
+
+    async def header(self) -> tuple[str, str]:
+        """Name and value for the next request. Raises Unavailable when there is none; nothing is sent then."""
+        raise NotImplementedError
+
+    async def renewed(self, refused: str) -> tuple[str, str] | None:  # noqa: ARG002 – for those that can renew
+        """Another one to try once after a 401 on this value, which means the request was not carried out; None when
+        there is none. Raises Unavailable."""
+        return None
+
+    async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
+        """See httpx2.Auth. Raises Unavailable."""
+        name, value = await self.header()
+        request.headers[name] = value
+        response = yield request
+        if response.status_code == 401 and (again := await self.renewed(value)) is not None:
+            request.headers[again[0]] = again[1]
+            yield request
 
     @property
     def masked(self) -> tuple[str, ...]:
@@ -103,8 +121,8 @@ class ConstantHeader(Outbound):
     def masked(self) -> tuple[str, ...]:
         return self._masked
 
-    async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
-        """Raises Unavailable when the secret cannot be read or cannot stand in a header; nothing is sent then."""
+    async def header(self) -> tuple[str, str]:
+        """See Outbound. Raises Unavailable when the secret cannot be read or cannot stand in a header."""
         try:
             value = (await filled_now(self._value, self._secrets)).strip()
         except LookupError as error:
@@ -112,8 +130,7 @@ class ConstantHeader(Outbound):
         if fault := header_fault(value) or ("" if value.isascii() else "is not ASCII"):
             raise _no_credential(self._backend, f"its secret {fault}")
         self._masked = secrets_in(self._value.strip(), value)
-        request.headers[self._header] = value
-        yield request
+        return self._header, value
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,17 +167,17 @@ class ClientCredentials(Outbound):
     async def aclose(self) -> None:
         await self._wire.aclose()
 
-    async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
-        """Raises Unavailable when no token can be had; nothing is sent to the backend then."""
-        token = await self._fresh(instead_of=None)
-        request.headers["Authorization"] = f"Bearer {token.value}"
-        response = yield request
-        if response.status_code == 401 and token is self._token:
-            # The token may have been revoked before its time. A 401 means the request was not carried out.
-            again = await self._fresh(instead_of=token)
-            if again.value != token.value:
-                request.headers["Authorization"] = f"Bearer {again.value}"
-                yield request
+    async def header(self) -> tuple[str, str]:
+        """See Outbound. Raises Unavailable when no token can be had."""
+        return "Authorization", f"Bearer {(await self._fresh(instead_of=None)).value}"
+
+    async def renewed(self, refused: str) -> tuple[str, str] | None:
+        """See Outbound: the token may have been revoked before its time."""
+        token = self._token
+        if token is None or refused != f"Bearer {token.value}":
+            return None
+        again = await self._fresh(instead_of=token)
+        return None if again.value == token.value else ("Authorization", f"Bearer {again.value}")
 
     async def _fresh(self, *, instead_of: _Token | None) -> _Token:
         if (token := self._usable(instead_of)) is not None:

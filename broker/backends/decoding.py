@@ -74,7 +74,12 @@ class Inflater:
 
 
 def strict_json(body: bytes) -> Any:
-    """The JSON value of this body.
+    """The JSON value of this body. Raises ValueError as `strict_json_text` does."""
+    return strict_json_text(body)[0]
+
+
+def strict_json_text(body: bytes) -> tuple[Any, bytes]:
+    """The JSON value of this body, and its shortest text.
 
     Raises ValueError saying why it is none we pass on: invalid, a key twice, NaN or Infinity, a number beyond 64 bits,
     nesting too deep.
@@ -85,10 +90,10 @@ def strict_json(body: bytes) -> Any:
     try:
         value = jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True)
         orjson.loads(body)
-        orjson.dumps(value)
+        text = orjson.dumps(value)
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(_plain(str(error))[:120]) from None
-    return value
+    return value, text
 
 
 def media_type(header: str) -> tuple[str, str]:

@@ -27,29 +27,43 @@ class Cut(httpx2.StreamError):
 
 @dataclass(slots=True, eq=False)
 class Exchange:
-    """deadline: in anyio's clock. send: headers of this call. left: a byte of it was written. status, headers: of the
-    answer. Settled once, by whoever is first: with a result or with an error.
+    """deadline: in anyio's clock. is_exact: nobody but the connection keeps it. send: headers of this call. repeatable:
+    doing it twice does no harm. left: a byte of it was written. status: of the answer. Settled once, by whoever is
+    first: with a result or with an error.
     """
 
     deadline: float
     send: Mapping[str, str] = field(default_factory=dict[str, str])
     left: bool = False
     status: int = 0
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
     error: BrokerError | None = None
     result: dict[str, Any] | None = None
-    settled: anyio.Event = field(default_factory=anyio.Event)
+    _is_settled: bool = False
+    _wanted: anyio.Event | None = None  # made when somebody waits: most exchanges are settled where they are made
+    repeatable: bool = False
+    is_exact: bool = False
 
     def fail(self, error: BrokerError) -> None:
         """The first failure is the cause; what follows are its consequences."""
-        if not self.settled.is_set():
+        if not self._is_settled:
             self.error = error
-            self.settled.set()
+            self._settle()
 
     def succeed(self, result: dict[str, Any]) -> None:
-        if not self.settled.is_set():
+        if not self._is_settled:
             self.result = result
-            self.settled.set()
+            self._settle()
+
+    def _settle(self) -> None:
+        self._is_settled = True
+        if self._wanted is not None:
+            self._wanted.set()
+
+    async def settled(self) -> None:
+        """Wait for a result or an error. By one task."""
+        if not self._is_settled:
+            self._wanted = anyio.Event()
+            await self._wanted.wait()
 
     def unanswered(self, sentence: str, reason: str) -> BrokerError:
         """The error for an exchange that broke, by whether anything of it had left."""

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
 
 import anyio
-import httpx2
-import orjson
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from broker.backends.address import Origin
@@ -25,8 +23,8 @@ from broker.backends.breaker import Breaker
 from broker.backends.bulkhead import Bulkhead
 from broker.backends.connecting import tls_of
 from broker.backends.credential import Credential, outbound
-from broker.backends.decoding import excerpt, is_json, media_type, strict_json
-from broker.backends.exchange import EXCHANGE, Cut, Exchange
+from broker.backends.decoding import ACCEPT_ENCODING, excerpt, is_json, media_type, strict_json_text
+from broker.backends.exchange import Cut, Exchange
 from broker.backends.placement import (
     RESERVED_HEADERS,
     Placed,
@@ -37,8 +35,9 @@ from broker.backends.placement import (
 )
 from broker.backends.rejection import rejected
 from broker.backends.spec import Bytes, Seconds, Section, Tls
-from broker.backends.transport import Wire, client, quiet
-from broker.errors import AnswerWithheld, BackendError, Broken, BrokerError, Unavailable
+from broker.backends.transport import quiet
+from broker.backends.upstream import USER_AGENT, Header, Response, Upstream
+from broker.errors import AnswerWithheld, BackendError, Broken, BrokerError, TimedOut, Unavailable
 from broker.model.answer import Answer
 from broker.model.call import Call
 from broker.model.tool import Tool
@@ -107,8 +106,9 @@ class Action(Section):
 
 @dataclass(slots=True)
 class _Attempts:
-    """What earlier attempts of one call left behind."""
+    """What the attempts of one call share. repeatable: doing it twice does no harm. left: a byte of one was sent."""
 
+    repeatable: bool
     left: bool = False
 
     def honest(self, error: BrokerError) -> BrokerError:
@@ -131,7 +131,8 @@ class HttpBackend:
         self._state: Literal["starting", "up", "down"] = "starting"
         self._detail = ""
         self._since_ms = context.clock.now_ms()
-        self._client: httpx2.AsyncClient | None = None
+        self._upstream: Upstream | None = None
+        self._fixed: Mapping[str, Header] = {}
         self._closed = False
         self._auth = None
 
@@ -146,17 +147,18 @@ class HttpBackend:
             return
         quiet()
         self._auth = outbound(self.name, self._spec.credential, self._context.secrets, tls)
-        wire = Wire(
-            self.name,
+        self._fixed = _by_name(
+            {"Accept": "application/json, text/*", "Accept-Encoding": ACCEPT_ENCODING, "User-Agent": USER_AGENT}
+            | self._spec.headers
+        )
+        self._upstream = Upstream(
+            f"Backend {self.name!r}",
             self._origin,
             allow_private=self._spec.allow_private,
             cap=self._spec.response_bytes,
             connections=self._spec.concurrent,
             connect_s=self._spec.connect_timeout,
-            tls=tls if self._origin.scheme == "https" else None,
-        )
-        self._client = client(
-            wire, auth=self._auth, headers={"Accept": "application/json, text/*", **self._spec.headers}
+            tls=tls,
         )
         self._become("up", "")
 
@@ -166,37 +168,38 @@ class HttpBackend:
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any], call: Call) -> Answer:
         """See ports.Backend. Raises InvalidArguments (effect none) for a value its place cannot carry, too."""
-        if self._client is None or self._closed:
+        if self._upstream is None or self._closed:
             raise Unavailable(f"Backend {self.name!r} is closed or cannot be used ({self._detail}). Nothing was sent.")
         placements = cast("Placements", tool.action)
         placed = placements.place(arguments)
         timeout_s = min(tool.timeout_s, self._spec.timeout)
         deadline = anyio.current_time() + timeout_s
-        repeatable = tool.idempotent or tool.effect == "read"
-        attempts = _Attempts()
+        attempts = _Attempts(repeatable=tool.idempotent or tool.effect == "read")
         try:
             async with self._places.place(deadline):
                 return await self._attempt(
-                    placed, call, deadline, self._spec.retry.attempts if repeatable else 1, attempts
+                    placed, call, deadline, self._spec.retry.attempts if attempts.repeatable else 1, attempts
                 )
         except TimeoutError:
             raise attempts.honest(Exchange(deadline, left=attempts.left).overdue(self.name, timeout_s)) from None
 
     async def _attempt(self, placed: Placed, call: Call, deadline: float, most: int, attempts: _Attempts) -> Answer:
-        """Up to `most` times. Raises TimeoutError at the deadline."""
+        """Up to `most` times. Raises TimeoutError at the deadline, which the connection keeps (upstream.py): a scope of
+        cancellation would cost more than everything else here."""
         pause_s = PAUSE_S
-        with anyio.fail_after(deadline - anyio.current_time()):
-            while True:
-                most -= 1
-                try:
-                    return await self._once(placed, call, deadline, attempts)
-                except BackendError as error:
-                    wait_s = error.facts.get("retry_after_ms", 0) / 1000 or pause_s * random.uniform(0.5, 1.5)  # noqa: S311 – jitter
-                    late = anyio.current_time() + wait_s >= deadline
-                    if most <= 0 or late or not self._worth_again(error):
-                        raise attempts.honest(error) from None
-                await anyio.sleep(wait_s)
-                pause_s *= 2
+        while True:
+            most -= 1
+            try:
+                return await self._once(placed, call, deadline, attempts)
+            except TimedOut:
+                raise TimeoutError from None
+            except BackendError as error:
+                wait_s = error.facts.get("retry_after_ms", 0) / 1000 or pause_s * random.uniform(0.5, 1.5)  # noqa: S311 – jitter
+                late = anyio.current_time() + wait_s >= deadline
+                if most <= 0 or late or not self._worth_again(error):
+                    raise attempts.honest(error) from None
+            await anyio.sleep(wait_s)
+            pause_s *= 2
 
     def _worth_again(self, error: BackendError) -> bool:
         if isinstance(error, Unavailable):
@@ -205,8 +208,7 @@ class HttpBackend:
 
     async def _once(self, placed: Placed, call: Call, deadline: float, attempts: _Attempts) -> Answer:
         self._breaker.enter()
-        exchange = Exchange(deadline)
-        mark = EXCHANGE.set(exchange)
+        exchange = Exchange(deadline, repeatable=attempts.repeatable, is_exact=True)
         told = False
         try:
             answer = await self._ask(placed, call, exchange)
@@ -217,12 +219,13 @@ class HttpBackend:
             told = True
             self._unreached(str(error.facts.get("reason", error.message)))
             raise
+        except TimedOut:
+            raise  # whether it is there is not known
         except BrokerError:
             told = True
             self._reached()
             raise
         finally:
-            EXCHANGE.reset(mark)
             attempts.left = attempts.left or exchange.left
             if not told and not exchange.left and anyio.current_time() >= deadline:
                 self._unreached("no connection in time")
@@ -243,63 +246,69 @@ class HttpBackend:
             self._context.offer_changed(self.name)
 
     async def _ask(self, placed: Placed, call: Call, exchange: Exchange) -> Answer:
-        assert self._client is not None  # noqa: S101 – checked by `call`
-        named = [("Idempotency-Key", call.id), ("X-Broker-Call-Id", call.id), *placed.headers]
+        assert self._upstream is not None  # noqa: S101 – checked by `call`
+        named = dict(placed.headers) | {"Idempotency-Key": call.id, "X-Broker-Call-Id": call.id}
         if call.trace_parent:
-            named.append(("traceparent", call.trace_parent))
+            named["traceparent"] = call.trace_parent
         if placed.body is not None:
-            named.append(("Content-Type", "application/json"))
-        headers = [(name.encode(), value.encode("latin-1")) for name, value in named]
-        request = self._client.build_request(
-            placed.method, self._url(placed.target), headers=headers, content=placed.body
-        )
+            named["Content-Type"] = "application/json"
+        credential = None
         try:
-            response = await self._client.send(request, stream=True)
-            try:
-                body = await self._body(response)
-            finally:
-                await response.aclose()
+            if self._auth is not None:
+                with anyio.fail_after(exchange.deadline - anyio.current_time()):
+                    credential = await self._auth.header()
+            response, body = await self._sent(placed, named, credential, exchange)
+            if response.status == 401 and self._auth is not None and credential is not None:
+                with anyio.fail_after(exchange.deadline - anyio.current_time()):
+                    again = await self._auth.renewed(credential[1])
+                if again is not None:
+                    response, body = await self._sent(placed, named, again, exchange)
         except Cut as cut:
             raise cut.error from None
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise exchange.unanswered(f"Backend {self.name!r} cannot be asked", type(error).__name__) from None
         return self._read(response, body)
 
-    def _url(self, target: str) -> httpx2.URL:
-        prefix = self._origin.prefix.encode()
-        return httpx2.URL(self._origin.url).copy_with(raw_path=prefix + target.encode())
+    async def _sent(
+        self, placed: Placed, named: Mapping[str, str], credential: tuple[str, str] | None, exchange: Exchange
+    ) -> tuple[Response, bytes]:
+        assert self._upstream is not None  # noqa: S101 – checked by `call`
+        headers = {**self._fixed, **_by_name(named)}
+        if credential is not None:
+            headers.update(_by_name(dict((credential,))))
+        target = (self._origin.prefix + placed.target) or "/"
+        response = await self._upstream.ask(placed.method, target, headers.values(), placed.body, exchange)
+        return response, await self._body(response)
 
-    async def _body(self, response: httpx2.Response) -> bytes:
+    async def _body(self, response: Response) -> bytes:
         """All of it, up to the cap; of an error answer that is cut off, nothing: its status already says it."""
         try:
-            return b"".join([piece async for piece in response.aiter_raw()])
+            return await response.read()
         except Cut:
-            if response.status_code >= 300:
+            if response.status >= 300:
                 return b""
             raise
 
     # ------------------------------------------------------------------------------------------------------- answers
 
-    def _read(self, response: httpx2.Response, body: bytes) -> Answer:
-        status = response.status_code
+    def _read(self, response: Response, body: bytes) -> Answer:
+        status = response.status
+        kind, charset = media_type(response.header(b"content-type"))
         if not 200 <= status < 600:
             raise Broken(f"Backend {self.name!r} answered HTTP {status}, which is no answer.")
         if status >= 300:
             masked = self._auth.masked if self._auth else ()
-            words = excerpt(body, response.headers.get("content-type", ""), masked)
-            raise rejected(self.name, status, response.headers, words, self._context.clock.now_ms())
+            words = excerpt(body, response.header(b"content-type"), masked)
+            waits = {"retry-after": response.header(b"retry-after")}
+            raise rejected(self.name, status, waits, words, self._context.clock.now_ms())
         word = f"HTTP {status}"
         if not body:
             return _text(f"done ({word})", word)
-        kind, charset = media_type(response.headers.get("content-type", ""))
         if is_json(kind):
             try:
-                value = strict_json(body)
+                value, text = strict_json_text(body)
             except ValueError as error:
                 raise self._withheld(status, body, f"is not the JSON it says it is ({error})") from None
             structured = cast("dict[str, Any]", value) if isinstance(value, dict) else {"result": value}
-            text = orjson.dumps(value).decode()
-            return Answer(content=({"type": "text", "text": text},), structured=structured, status=word)
+            return Answer(content=({"type": "text", "text": text.decode()},), structured=structured, status=word)
         if kind.startswith("text/") and kind != "text/html":
             return _text(self._decoded(status, body, charset), word)
         shown = kind or "no content type"
@@ -332,8 +341,8 @@ class HttpBackend:
         self._become("down", "closed")
         with anyio.move_on_after(LAST_CALLS_S):
             await self._places.drain()
-        if self._client is not None:
-            await self._client.aclose()
+        if self._upstream is not None:
+            await self._upstream.aclose()
         if self._auth is not None:
             await self._auth.aclose()
 
@@ -346,6 +355,11 @@ class HttpBackend:
     @property
     def offer(self) -> Offer | None:
         return None
+
+
+def _by_name(headers: Mapping[str, str]) -> dict[str, Header]:
+    """As they go out, by name in lower case, so that a later mapping replaces what an earlier one says."""
+    return {name.lower(): (name.encode(), value.encode("latin-1")) for name, value in headers.items()}
 
 
 def _text(text: str, status: str) -> Answer:

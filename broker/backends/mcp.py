@@ -29,7 +29,8 @@ from broker.model.tool import Tool
 from broker.ports import BackendContext, Health, Offer
 
 if TYPE_CHECKING:
-    from broker.backends.mcp_session import Link, Progress
+    from broker.backends.mcp_modern import Progress
+    from broker.backends.mcp_session import Link
 
 LAST_CALLS_S = 5.0
 CALL_ID_META = "dev.broker/callId"

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import anyio
 
@@ -20,6 +21,7 @@ from broker.backends.credential import Outbound, outbound
 from broker.backends.mcp import Spec
 from broker.backends.mcp_child import Child, ChildError, environment
 from broker.backends.mcp_http import McpClient
+from broker.backends.mcp_modern import ModernCalls
 from broker.backends.mcp_session import Carrier, Reports
 from broker.backends.spec import filled_now, secrets_in
 from broker.backends.transport import Wire, quiet
@@ -80,6 +82,9 @@ class _ChildCarrier:
     def streams(self) -> AbstractAsyncContextManager[sdk.Streams]:
         return self._child.streams()
 
+    def calls(self) -> None:
+        """Everything goes through the one pipe."""
+
     @property
     def words(self) -> str:
         return self._child.words
@@ -138,9 +143,13 @@ class _HttpCarrier:
             connect_s=spec.connect_timeout,
             tls=tls if origin.scheme == "https" else None,
         )
+        self._calls = ModernCalls(name, urlsplit(spec.url).path or "/", wire.upstream, auth, context.clock.now_ms)
         self._client = McpClient(
             name, wire, auth, sse=spec.transport == "sse", now_ms=context.clock.now_ms, on_lost=reports.lost
         )
+
+    def calls(self) -> ModernCalls | None:
+        return self._calls if self._spec.transport == "streamable-http" else None
 
     @asynccontextmanager
     async def streams(self) -> AsyncGenerator[sdk.Streams]:

@@ -1,12 +1,12 @@
 """One live connection to a downstream server, and the requests on it.
 
 Each request is a task of the connection; whoever asked waits for its exchange to be settled, by the answer, by the
-transport or by the end of the connection, whichever is first.
+transport or by the end of the connection, whichever is first. A plain call that needs nothing of the connection
+(mcp_modern.py) is made where it is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -15,20 +15,21 @@ from anyio.abc import TaskGroup
 from broker.backends import sdk
 from broker.backends.decoding import short
 from broker.backends.exchange import EXCHANGE, Exchange
+from broker.backends.mcp_modern import ModernCalls, Progress
 from broker.errors import AnswerWithheld, Broken, BrokerError, Rejected
-
-Progress = Callable[[float, float | None, str | None], Awaitable[None]]
 
 
 class Connection:
     """backend: its name. tasks: ended by the link when the connection is over.
 
-    marks_left: True when nothing else can tell whether bytes left, so that handing a request over counts as leaving.
+    calls: how plain calls are made without the session, where that is possible. marks_left: True when nothing else can
+    tell whether bytes left, so that handing a request over counts as leaving.
     over: of no use any more. stale: the server may offer other tools than were read.
     """
 
     def __init__(self, backend: str, session: sdk.Session, tasks: TaskGroup, marks_left: bool) -> None:
         self.session = session
+        self.calls: ModernCalls | None = None
         self.over = False
         self.stale = False
         self._backend = backend
@@ -56,6 +57,9 @@ class Connection:
         """Have the connection carry it, and wait until the exchange is settled."""
         request_id = sdk.next_request_id()
         self._exchanges[request_id] = exchange
+        if self.calls is not None and method == "tools/call":
+            await self._call(self.calls, params, request_id, exchange, progress)
+            return
         scope = anyio.CancelScope()
         mark = EXCHANGE.set(exchange)  # the task that carries it starts with this context
         try:
@@ -66,9 +70,28 @@ class Connection:
         finally:
             EXCHANGE.reset(mark)
         try:
-            await exchange.settled.wait()
+            await exchange.settled()
         finally:
             scope.cancel()
+            self._exchanges.pop(request_id, None)
+
+    async def _call(
+        self,
+        calls: ModernCalls,
+        params: dict[str, Any],
+        request_id: int,
+        exchange: Exchange,
+        progress: Progress | None,
+    ) -> None:
+        headers = self.session.stamp("tools/call", params).get("headers", {})
+        if progress is not None:
+            params["_meta"]["progressToken"] = request_id
+        try:
+            exchange.result = await calls.call(request_id, params, headers, exchange, progress)
+            exchange.error = None
+        except BrokerError as error:
+            exchange.error = error  # it knows better than what was noticed on the way
+        finally:
             self._exchanges.pop(request_id, None)
 
     async def _carry(  # noqa: PLR0917 – a task's arguments are positional
@@ -85,6 +108,7 @@ class Connection:
                 exchange.left = self._marks_left
                 exchange.succeed(await self.session.relay(method, params, request_id, progress))
         except sdk.MCPError as error:
+            self.over = self.over or sdk.is_closed(error)  # before anybody is told, who might ask again at once
             exchange.fail(self._told(error, exchange))
         except (OSError, RuntimeError, ValueError) as error:  # what is left of a connection that is being torn down
             exchange.fail(exchange.unanswered(f"Backend {self._backend!r} broke off", type(error).__name__))
@@ -104,6 +128,7 @@ class Connection:
         words = short(error.error.message)
         return Rejected(
             f"Backend {self._backend!r} refused: {words} (code {error.error.code}).",
+            said=words,
             next_step="Check the arguments." if error.error.code == sdk.types.INVALID_PARAMS else "",
             rpc_code=error.error.code,
         )

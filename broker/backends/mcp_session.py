@@ -26,7 +26,8 @@ from broker.backends import sdk
 from broker.backends.decoding import short
 from broker.backends.exchange import EXCHANGE, Cut, Exchange
 from broker.backends.mcp_child import ChildError
-from broker.backends.mcp_connection import Connection, Progress
+from broker.backends.mcp_connection import Connection
+from broker.backends.mcp_modern import ModernCalls, Progress
 from broker.backends.mcp_offer import Listing, list_tools
 from broker.errors import AnswerWithheld, BrokerError, Rejected, Unavailable
 from broker.ports import Clock, Health, Offer
@@ -51,6 +52,10 @@ class Carrier(Protocol):
         ...
 
     def streams(self) -> AbstractAsyncContextManager[sdk.Streams]: ...
+
+    def calls(self) -> ModernCalls | None:
+        """How plain calls are made without a session when the peer is modern; None where they are not."""
+        ...
 
     @property
     def words(self) -> str:
@@ -175,6 +180,7 @@ class Link:
                         connection = self._current = Connection(self._name, session, tasks, carrier.marks_left)
                         try:
                             await self._greet(connection)
+                            connection.calls = carrier.calls() if session.is_modern else None
                             self._attempt.deadline = math.inf
                             up_at = anyio.current_time()
                             await self._live(connection, tasks)

@@ -4,7 +4,8 @@ A manifest says where each argument goes; everything about that is judged at loa
 time of a call only values can be wrong. For any value the request that results parses back into exactly the declared
 structure, or there is no request (InvalidArguments, effect none):
 
-- path: a value is one percent-encoded segment (or part of one); a segment that would be empty, `.` or `..` is refused.
+- path: a value is one percent-encoded segment (or part of one); a segment that would be empty, `.` or `..` is refused,
+  and so is a path that is with its query longer than TARGET_BYTES.
 - query: percent-encoded pairs; a list becomes the same name several times; null and absent are left out.
 - header: a name from the manifest only; a value in printable latin-1 without spaces around it.
 - body: JSON, built as data.
@@ -29,6 +30,7 @@ from broker.errors import InvalidArguments
 
 BODYLESS = frozenset({"GET", "HEAD", "DELETE"})
 HEADER_BYTES = 8192
+TARGET_BYTES = 65_536
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VARIABLE = re.compile(r"\{([^{}]*)\}")
 _LITERAL = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*")
@@ -117,10 +119,13 @@ class Placements:
             raise InvalidArguments(f"Argument {extra[0][:64]!r} has no place in this tool's request. Nothing was sent.")
         path = "".join("/" + _segment(segment, arguments) for segment in self.segments)
         query = "&".join(_pairs(self.query, arguments))
+        target = f"{path}?{query}" if query else path
+        if len(target) > TARGET_BYTES:
+            raise InvalidArguments(f"Path and query are longer than {TARGET_BYTES} bytes. Nothing was sent.")
         headers = tuple(_headers(self.headers, arguments))
         body = None if self.body is None else self.body.of(arguments)
         content = None if body is None or body is _MISSING else _json(body)
-        return Placed(self.method, f"{path}?{query}" if query else path, headers, content)
+        return Placed(self.method, target, headers, content)
 
 
 # ------------------------------------------------------------------------------------------------------------ placing

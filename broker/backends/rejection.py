@@ -37,7 +37,7 @@ def rejected(backend: str, status: int, headers: Mapping[str, str], words: str, 
     if wait_ms is not None and status in (429, 503):
         facts["retry_after_ms"] = wait_ms
     said = f" It says: {words}" if words else ""
-    error = Rejected(f"Backend {backend!r} {meaning} (HTTP {status}).{said}", next_step=step, **facts)
+    error = Rejected(f"Backend {backend!r} {meaning} (HTTP {status}).{said}", said=words, next_step=step, **facts)
     if status in (502, 504):
         error.effect = "unknown"  # a proxy answered, and what it asked may have been done
     return error

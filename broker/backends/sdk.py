@@ -234,12 +234,18 @@ class Session:
         self, method: str, params: dict[str, Any], request_id: int, on_progress: Callable[..., Awaitable[None]] | None
     ) -> dict[str, Any]:
         """One raw request. Raises MCPError (its error, or the connection closed). On cancel: the peer is told."""
-        data: dict[str, Any] = {"method": method, "params": params}
-        options: CallOptions = {"request_id": request_id}
-        self._session._stamp(data, options)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] – see the module's head
+        options = self.stamp(method, params)
+        options["request_id"] = request_id
         if on_progress is not None:
             options["on_progress"] = cast("ProgressFnT", on_progress)
-        return await self._dispatcher.send_raw_request(method, data["params"], options)
+        return await self._dispatcher.send_raw_request(method, params, options)
+
+    def stamp(self, method: str, params: dict[str, Any]) -> CallOptions:
+        """Put what the era asks for into the params; its headers are `headers` of what is returned."""
+        options: CallOptions = {}
+        data = {"method": method, "params": params}
+        self._session._stamp(data, options)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] – see the module's head
+        return options
 
     def mirror_headers(self, tools: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         """Learn which arguments of these tools (name -> input schema) the modern wire mirrors into headers.
@@ -272,7 +278,8 @@ class Session:
 
 
 _UNREADABLE = ("Failed to parse", "Unexpected content type")
-_ENDED = ("SSE stream", "Connection closed", "server answered a request with 202")
+_CLOSED = "Connection closed"
+_ENDED = ("SSE stream", _CLOSED, "server answered a request with 202")
 
 
 def what_happened(error: MCPError) -> Literal["refused", "unreadable", "ended"]:
@@ -283,6 +290,11 @@ def what_happened(error: MCPError) -> Literal["refused", "unreadable", "ended"]:
     if error.error.message.startswith(_UNREADABLE):
         return "unreadable"
     return "ended" if error.error.message.startswith(_ENDED) else "refused"
+
+
+def is_closed(error: MCPError) -> bool:
+    """Whether not only this request but the whole connection has ended."""
+    return error.error.message.startswith(_CLOSED)
 
 
 def _modern_in(error: MCPError) -> str:

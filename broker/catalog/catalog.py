@@ -98,10 +98,10 @@ class Entry:
         return self.redaction.kept(arguments)
 
     def is_visible(self, principal: Principal) -> bool:
-        """Whether the tool exists for this caller: in one of its toolsets, and not forbidden whatever the call says."""
+        """Whether the tool exists for this caller: in one of its toolsets, and some call of it could pass its rules."""
         if self.audiences is not None and not any(audience.admits(principal) for audience in self.audiences):
             return False
-        return not self.rules.forbids(principal)
+        return not self.rules.hides(principal)
 
     def is_listed(self, principal: Principal) -> bool:
         """Whether it is offered to this caller: visible, all scopes held, and some call of it could pass."""

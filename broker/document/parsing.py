@@ -51,6 +51,7 @@ _WORDS: Mapping[str, Any] = {
 _REMEDIES = (
     ("cannot start any token", "indent with spaces, and put text that begins with this character in quotes"),
     ("mapping values are not allowed here", "put text with a colon in it in quotes"),
+    ("but got '{'", "put text with { or } in it in quotes"),
     ("unexpected end of stream", "a quote is not closed"),
     ("<stream end>", "a quote or bracket is not closed"),
 )

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -22,6 +24,7 @@ class Answer:
     more: Mapping[str, Any] = field(default_factory=dict[str, Any])
     status: str = ""  # the backend's own word for how it went, such as "HTTP 201"; for the record
     spent: Mapping[str, int] = field(default_factory=dict[str, int])
+    _encoded: list[bytes] = field(default_factory=list[bytes], init=False, repr=False, compare=False)
 
     def result(self) -> dict[str, Any]:
         """The MCP result object. `structuredContent` and `_meta` are absent when there is nothing in them."""
@@ -31,6 +34,15 @@ class Answer:
         if self.meta:
             result["_meta"] = self.meta
         return result
+
+    def encoded(self) -> bytes:
+        """`result` as JSON, made once: its size is judged, its digest recorded and the agent answered by these bytes.
+
+        Raises TypeError for what JSON cannot carry.
+        """
+        if not self._encoded:
+            self._encoded.append(orjson.dumps(self.result()))
+        return self._encoded[0]
 
     @classmethod
     def from_result(cls, result: Mapping[str, Any], *, status: str = "") -> Answer:

@@ -249,14 +249,14 @@ class Pipeline:
         """Write outcomes that could not be written when their calls ended, for ever. One per pipeline."""
         while True:
             await anyio.sleep(LATE_EVERY_S)
-            waiting, self._unrecorded = self._unrecorded, []
-            for outcome in waiting:
+            for outcome in tuple(self._unrecorded):
                 try:
                     await self._store.finish(outcome)
                 except Conflict:
                     log.warning("a call was settled by somebody else", call_id=outcome.call_id)
                 except RecordUnavailable:
-                    self._unrecorded.append(outcome)
+                    continue
+                self._unrecorded.remove(outcome)  # not before: until it is written nothing new is admitted
 
     @property
     def unrecorded(self) -> int:

@@ -36,7 +36,7 @@ from broker.errors import (
 )
 from broker.model.answer import Answer
 from broker.model.call import Call
-from broker.model.hold import Hold, Review
+from broker.model.hold import Hold, HoldTerms, Review
 from broker.model.invocation import Invocation, InvocationQuery
 from broker.model.principal import Principal
 from broker.pipeline import held_call, recorder
@@ -221,7 +221,7 @@ class Desk:
             request_id=approved.request_id,
         )
         try:
-            await self._still_allowed(entry, call)
+            await self._still_allowed(entry, call, approved.hold)
         except BrokerError as error:
             await self._record_refused(call, error)
             return
@@ -231,9 +231,9 @@ class Desk:
             # The outcome is recorded and the caller will be told when it collects; here it is only news.
             log.info("an approved call failed", call_id=call.id, code=error.code)
 
-    async def _still_allowed(self, entry: Entry, call: Call) -> None:
-        """Everything that may have changed since the hold: the grant, the scopes, the rules. The definition is the same
-        by the way the entry was found, and the quota is still reserved."""
+    async def _still_allowed(self, entry: Entry, call: Call, hold: Hold | None) -> None:
+        """Everything that may have changed since the hold: the grant, the scopes, the rules, who has to approve. The
+        definition is the same by the way the entry was found, and the quota is still reserved."""
         try:
             await self._recheck(call.principal)
         except Exception as error:  # a failing check of a grant must not let the call run
@@ -243,6 +243,11 @@ class Desk:
             raise Forbidden(
                 f"Refused: rules changed while {call.name} was held; now {verdict.rule} forbids it: {verdict.reason}",
                 next_step="Nothing was done.",
+            )
+        if verdict.terms is not None and hold is not None and _approvers(verdict.terms) != _approvers(hold):
+            raise Forbidden(
+                f"Refused: {verdict.rule} now asks other reviewers than those who could approve {call.name}.",
+                next_step="Nothing was done. Send the call again if it is still wanted; it will be held anew.",
             )
 
     async def _record_refused(self, call: Call, error: BrokerError) -> None:
@@ -282,6 +287,10 @@ class Desk:
             at_ms=self._clock.now_ms(),
             via="reload",
         )
+
+
+def _approvers(terms: HoldTerms | Hold) -> tuple[frozenset[str], frozenset[str]]:
+    return frozenset(terms.scopes), frozenset(terms.groups)
 
 
 def name_of(principal: Principal) -> str:

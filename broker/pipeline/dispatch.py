@@ -42,15 +42,12 @@ async def dispatch(entry: Entry, call: Call, backends: Mapping[str, Backend]) ->
     arguments: Mapping[str, object] = call.arguments
     if tool.inject:
         arguments = {**call.arguments, **{name: _SOURCES[source](call) for name, source in tool.inject}}
-    try:
-        with anyio.fail_after(tool.timeout_s + GRACE_S):
-            answer = await backend.call(tool, arguments, call)
-    except TimeoutError:
-        raise TimedOut(
-            f"{tool.name} did not answer within {tool.timeout_s:g} s; whether it was done is unknown.",
-            next_step="Check before you try again.",
-        ) from None
-    return entry.shape(answer)
+    with anyio.move_on_after(tool.timeout_s + GRACE_S):
+        return entry.shape(await backend.call(tool, arguments, call))
+    raise TimedOut(
+        f"{tool.name} did not answer within {tool.timeout_s:g} s; whether it was done is unknown.",
+        next_step="Check before you try again.",
+    )
 
 
 def as_broker_error(error: Exception) -> BrokerError:

@@ -71,7 +71,7 @@ def intent(
 
 def succeeded(call_id: str, answer: Answer, *, at_ms: int, laps_us: dict[str, int], keep_result: bool) -> Outcome:
     """The outcome of a call whose backend answered; an answer that is itself an error (`isError`) counts as failed."""
-    result = orjson.dumps(answer.result())
+    result = answer.encoded()
     return Outcome(
         call_id=call_id,
         at_ms=at_ms,
@@ -96,7 +96,7 @@ def failed(call_id: str, error: BrokerError, *, at_ms: int, laps_us: dict[str, i
         state=state,
         effect=error.effect,
         code=error.code,
-        message=error.sentence,
+        message=error.recorded,
         backend_status=str(error.facts.get("http_status", "")) if isinstance(error, BackendError) else "",
         laps_us=laps_us,
     )

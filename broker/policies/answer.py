@@ -26,6 +26,8 @@ from broker.model.canonical import canonical
 from broker.model.tool import RecordMode
 from broker.policies.spec import Bytes, PolicyKind, Seconds, Spec
 
+_NO_JSON = "it holds what JSON cannot carry (a number beyond 64 bits, half of a character)"
+
 MASK = "[redacted]"
 KEPT_TEXT = 1024  # characters of a text in a redacted record
 KEPT_BYTES = 65_536  # of all arguments in a redacted record
@@ -140,7 +142,10 @@ class Shape:
             raise _withheld(f"it does not fit its output schema: {'; '.join(faults[:3])}")
 
     def _fits(self, answer: Answer) -> None:
-        size = len(_json(answer.result()).encode())
+        try:
+            size = len(answer.encoded())
+        except TypeError:
+            raise _withheld(_NO_JSON) from None
         if size > self.most_bytes:
             raise AnswerWithheld(
                 f"The answer was withheld: it has {size} bytes, and at most {self.most_bytes} are handed on.",
@@ -165,7 +170,7 @@ def _json(value: Any) -> str:
     try:
         return orjson.dumps(value).decode()
     except TypeError:
-        raise _withheld("it holds what JSON cannot carry (a number beyond 64 bits, half of a character)") from None
+        raise _withheld(_NO_JSON) from None
 
 
 def _withheld(why: str) -> AnswerWithheld:

@@ -161,6 +161,9 @@ def _told(message: str) -> str:
     place = f" (line {found[1]}, character {found[2]})" if found[1] != "-1" else ""
     if unknown := re.match(r"undeclared reference to '([^']+)'", said):
         return f"unknown name {unknown[1]!r}{place}{did_you_mean(unknown[1], VARIABLES)}"
+    if "'<EOF>'" in said:
+        return f"Syntax error: the expression ends too early{place}"
+    said = said.split(" expecting {")[0]  # what could stand there instead is a list of the whole grammar
     hint = "; write whole numbers as 2.0 beside decimals" if "(int, double)" in said or "(double, int)" in said else ""
     return f"{said.split(' (in container')[0]}{place}{hint}"
 

@@ -190,6 +190,14 @@ class Rules:
         known = self._early_facts(caller)
         return not any(met and rule.effect != "deny" for rule, met in self._early_met(known))
 
+    def hides(self, caller: Principal) -> bool:
+        """Whether the tool does not exist for this caller: its every call is denied, or rules permit it to others only.
+
+        A tool that nothing permits to anybody is no secret but a mistake, and its refusal says so.
+        """
+        permitted = any(rule.effect != "deny" for rule in self.rules)
+        return self.forbids(caller) or (permitted and self.is_hopeless(caller))
+
     @property
     def may_hold(self) -> bool:
         return any(rule.effect == "hold" for rule in self.rules)

@@ -8,6 +8,7 @@ expected and what came: the demo is a test that can be read.
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +25,9 @@ def main(keep: Path | None = None) -> int:
 
     Returns 0 when everything came out as told. In a terminal the house then stays open until Ctrl-C.
     """
+    for name in ("SIGTERM", "SIGHUP"):  # a closed terminal too must end the house, not only its narrator
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     directory = keep.resolve() if keep else Path(tempfile.mkdtemp(prefix="broker-demo-"))
     try:
         with open_house(directory) as house:

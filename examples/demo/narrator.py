@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import textwrap
 from typing import Any
 
-WIDTH = 112
+WIDTH = max(40, min(112, shutil.get_terminal_size((112, 24)).columns)) if sys.stdout.isatty() else 112
 
 
 class Deviation(Exception):

@@ -296,6 +296,12 @@ async def test_a_token_in_the_url_is_refused_even_beside_a_good_one(house: House
     assert house.refused == ["token_in_query"]
 
 
+async def test_a_token_after_any_number_of_other_parameters_is_found(house: House) -> None:
+    headers = [(b"host", HOST), (b"authorization", b"Bearer ann")]
+    assert (await house.ask(headers=headers, query=b"x&" * 5000 + b"access_token=ann")).status == 401
+    assert house.refused == ["token_in_query"]
+
+
 async def test_identity_comes_before_the_body(house: House) -> None:
     assert (await house.call(body=b"{", authorization="Bearer bad")).status == 401
 
@@ -351,6 +357,16 @@ async def test_a_body_at_the_limit_is_read_and_one_above_is_not() -> None:
     assert (await house.call(content_length="4097")).status == 413
     assert house.refused == ["too_large"] * 3
     assert house.agents.bytes_left == 268_435_456
+
+
+async def test_a_length_of_any_number_of_digits_is_a_length(house: House) -> None:
+    body = orjson.dumps(modern_call("echo", {"text": "hi"}))
+    padded, endless = f"{len(body):06000}", "9" * 6000
+    assert (await house.call(body=body, content_length=padded)).status == 200
+    assert (await house.call(body=body, content_length=endless)).status == 413
+    form = [(b"host", HOST), (b"content-length", padded.encode())]
+    assert (await house.ask("POST", "/oauth/token", form)).status == 404
+    assert (await house.ask("POST", "/oauth/token", [form[0], (b"content-length", endless.encode())])).status == 413
 
 
 async def test_all_bodies_together_have_a_budget() -> None:
@@ -519,6 +535,21 @@ async def test_a_call_carries_what_it_was_sent_with(house: House) -> None:
     assert (call.request_id, call.face, call.arguments) == ("r-1", "mcp-http", {"n": 2**63})
     assert call.trace_id == "0af7651916cd43dd8448eb211c80319c"
     assert call.meta == {"traceparent": trace, "com.example/x": 1}
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        "", "x", "00-ignored", "00-" + "0" * 32 + "-b7ad6b7169203331-01", "€",
+        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nX-Evil: 1",
+        "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-" + "x" * 100, 5, {"a": 1},
+    ],
+)  # fmt: skip
+async def test_a_trace_context_that_is_none_goes_no_further(house: House, trace: Any) -> None:
+    """Backends send it on as a header; what no header can carry must not make their requests fail."""
+    assert (await house.call(modern_call("echo", {}, traceparent=trace))).status == 200
+    (call,) = house.tools.calls
+    assert (call.trace_parent, call.trace_id) == ("", "")
 
 
 async def test_an_answer_that_is_not_json_is_told_as_such(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.backends.http import KIND, Action
-from broker.backends.placement import Placed, Placements
+from broker.backends.placement import TARGET_BYTES, Placed, Placements
 from broker.errors import InvalidArguments
 
 SCHEMA = {
@@ -119,6 +119,18 @@ def test_a_header_takes_printable_latin_1(value: Any) -> None:
     with pytest.raises(InvalidArguments):
         placements.place({"h": value})
     assert placements.place({"h": "é 5%"}).headers == (("X-A", "é 5%"),)
+
+
+def test_a_target_has_a_length() -> None:
+    placements = compiled(
+        {"path": "/a/{id}", "query": {"q": "q"}, "method": "GET"},
+        {"properties": {"id": {}, "q": {}}, "required": ["id"]},
+    )
+    room = TARGET_BYTES - len("/a/b?q=")
+    assert len(placements.place({"id": "b", "q": "x" * room}).target) == TARGET_BYTES
+    for long in ({"id": "b", "q": "x" * (room + 1)}, {"id": "x" * TARGET_BYTES}, {"id": "b", "q": ["é"] * room}):
+        with pytest.raises(InvalidArguments, match="longer than"):
+            placements.place(long)
 
 
 def test_what_is_absent_is_left_out_and_lists_repeat() -> None:

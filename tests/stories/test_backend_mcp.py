@@ -253,8 +253,9 @@ async def test_a_server_over_http_is_imported_called_followed_and_cancelled(
         assert text_of(answer) == '{"a": 1}'
         assert seen == [(1.0, 2.0, "half")]
 
-        with pytest.raises(Rejected, match=r"order 7 is closed \(code -32001\)"):
+        with pytest.raises(Rejected, match=r"order 7 is closed \(code -32001\)") as refused:
             await ask(backend, remote("fail"))
+        assert "closed" not in refused.value.recorded
 
         with pytest.raises(TimedOut) as late:
             await ask(backend, remote("wait", timeout_s=0.3))
@@ -420,6 +421,7 @@ async def test_progress_errors_and_odd_answers_of_a_child(tmp_path: Path) -> Non
         with pytest.raises(Rejected, match=r"no such order \(code -32602\)") as refused:
             await ask(backend, remote("fail"))
         assert "token" not in str(refused.value.facts)
+        assert refused.value.recorded.endswith("refused: [not kept] (code -32602). Check the arguments.")
         for name, why in (("big", "larger"), ("broken", "not a JSON-RPC message"), ("odd", "not a tool result")):
             with pytest.raises(AnswerWithheld, match=why) as withheld:
                 await ask(backend, remote(name))

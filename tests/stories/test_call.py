@@ -7,8 +7,20 @@ from pathlib import Path
 
 import anyio
 import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
-from broker.errors import Forbidden, InsufficientScope, InvalidArguments, OverQuota, UnknownTool
+from broker.errors import (
+    Forbidden,
+    InsufficientScope,
+    InvalidArguments,
+    OverQuota,
+    RecordUnavailable,
+    Rejected,
+    UnknownTool,
+)
+from broker.model.invocation import Outcome
+from tests.downstream import answering
 from tests.world import agent, broker_with, perform, records
 
 TOOLS = """
@@ -53,6 +65,20 @@ tools: [note_write]
 count: {limit: 2, per: day}
 by: [agent]
 """
+ECHOING = """
+kind: backend
+name: shop
+http: {base_url: "%s", allow_private: true}
+---
+kind: tool
+name: charge
+effect: write
+scopes: [pay]
+backend: shop
+record: %s
+input: {type: object, properties: {card_token: {type: string}}, required: [card_token], additionalProperties: false}
+http: {method: POST, path: /charges}
+"""
 writer = agent(scopes=["notes.write"])
 
 
@@ -83,6 +109,20 @@ async def test_an_unknown_tool_and_one_outside_the_callers_toolset_get_the_same_
         assert said[0] == said[1]
         assert [record.code for record in await records(broker)] == ["unknown_tool", "unknown_tool"]
         assert (await perform(broker, "note_read", {"topic": "x"}, writer)).content
+
+
+@pytest.mark.anyio
+async def test_a_tool_that_is_permitted_to_others_only_is_unknown(tmp_path: Path) -> None:
+    rule = "{id: jan, when: caller.agent == 'jan', effect: allow}"
+    only = f"\n---\nkind: policy\nname: burn\ntools: [note_burn]\nrules: [{rule}]\n"
+    async with broker_with(tmp_path, TOOLS + only) as broker:
+        said: list[str] = []
+        for name in ("note_burn", "note_nope"):
+            with pytest.raises(UnknownTool) as refused:
+                await perform(broker, name, {"no such": "argument"}, writer)
+            said.append(refused.value.sentence.replace(name, "NAME"))
+        assert said[0] == said[1]
+        assert (await perform(broker, "note_burn", {}, agent("jan"))).content[0]["text"] == "burnt"
 
 
 @pytest.mark.anyio
@@ -131,6 +171,56 @@ async def test_forbid_beats_permit_and_destroying_is_denied_unless_somebody_allo
     allow = "\n---\nkind: policy\nname: burn\ntools: [note_burn]\nrules: [{id: ok, when: 'true', effect: allow}]\n"
     async with broker_with(tmp_path, TOOLS + allow) as broker:
         assert (await perform(broker, "note_burn", {}, writer)).content[0]["text"] == "burnt"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("mode", ["none", "digest", "redacted", "full"])
+async def test_what_a_backend_says_of_the_arguments_is_told_and_not_recorded(tmp_path: Path, mode: str) -> None:
+    async def repeats(request: Request) -> Response:
+        return JSONResponse({"detail": "no such card: " + (await request.json())["card_token"]}, 422)
+
+    async with answering(repeats) as (url, _), broker_with(tmp_path, ECHOING % (url, mode)) as broker:
+        with pytest.raises(Rejected) as refused:
+            await perform(broker, "charge", {"card_token": "canary-4242"}, agent(scopes=["pay"]))
+        (record,) = await records(broker)
+    assert "no such card: canary-4242" in refused.value.sentence
+    assert record.code == "backend_rejected"
+    assert "did not accept the values (HTTP 422). It says: [not kept] Check the arguments." in record.message
+    assert b"canary" not in (tmp_path / "broker.db").read_bytes()
+
+
+@pytest.mark.anyio
+async def test_nothing_is_admitted_while_a_late_outcome_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with broker_with(tmp_path, TOOLS) as broker:
+        finish, tries, writing, go_on = broker.store.finish, list[Outcome](), anyio.Event(), anyio.Event()
+
+        async def finish_late(outcome: Outcome) -> None:
+            tries.append(outcome)
+            if len(tries) == 1:
+                raise RecordUnavailable("The disk is full.")
+            writing.set()
+            await go_on.wait()
+            await finish(outcome)
+
+        monkeypatch.setattr(broker.store, "finish", finish_late)
+        with pytest.raises(RecordUnavailable) as untold:
+            await perform(broker, "note_read", {"topic": "x"})
+        assert untold.value.effect == "done"
+        with anyio.fail_after(10):
+            await writing.wait()
+        assert broker.not_ready
+        with pytest.raises(RecordUnavailable) as refused:
+            await perform(broker, "note_read", {"topic": "x"})
+        assert refused.value.effect == "none"
+        go_on.set()
+        with anyio.fail_after(10):
+            while broker.not_ready:
+                await anyio.sleep(0.01)
+        monkeypatch.undo()
+        assert (await perform(broker, "note_read", {"topic": "x"})).content[0]["text"] == "a note"
+        assert [record.state for record in await records(broker)] == ["succeeded", "succeeded"]
 
 
 @pytest.mark.anyio

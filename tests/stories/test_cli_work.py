@@ -312,6 +312,55 @@ def test_a_server_that_cannot_start_is_told_in_its_own_words(home: Path) -> None
     assert any("2 tools" in line for line in lines)
 
 
+def test_a_check_of_working_servers_says_what_they_did_not_offer_and_of_others_that_it_is_not_well(home: Path) -> None:
+    manifests = home / "tool_manifests"
+    manifests.joinpath("clock.json").write_text(
+        json.dumps({"kind": "backend", "name": "clock", "mcp": {"command": ["mcp-server-time"]}})
+    )
+    manifests.joinpath("take.yaml").write_text(
+        "kind: import\nname: take\nbackend: clock\ntake: [get_current_tim]\neffect: read\n"
+    )
+    assert "check --live" in ok(broker("check", cwd=home)).out
+    live = ok(broker("check", "--live", cwd=home)).out
+    assert "did you mean 'get_current_time'" in live
+    assert live.splitlines()[-1].startswith("ok: ")
+    manifests.joinpath("clock.json").write_text(
+        json.dumps({"kind": "backend", "name": "clock", "mcp": {"command": ["no-such-server"]}})
+    )
+    dead = broker("check", "--live", cwd=home)
+    assert dead.code == 1
+    assert dead.out.splitlines()[-1] == "not ok: 2 backends, 2 tools; 1 of 2 backends not up"
+
+
+def test_a_secret_that_is_not_there_is_told_before_the_first_call_fails(home: Path) -> None:
+    (home / "tool_manifests" / "shop.yaml").write_text(
+        "kind: backend\nname: shop\nhttp:\n  base_url: https://shop.example\n"
+        '  credential: {header: Authorization, value: "Bearer ${env:SHOP_TOKEN}"}\n'
+    )
+    told = "backend 'shop' has no secret: ${env:SHOP_TOKEN}: the environment variable SHOP_TOKEN is not set"
+    assert told in ok(broker("check", cwd=home)).out
+    assert told in broker("doctor", cwd=home).out
+    there = ok(broker("check", "--json", cwd=home, env={"SHOP_TOKEN": "canary-7431"}))
+    assert there.json["notes"] == []
+    assert "canary-7431" not in there.out + there.err
+
+
+def test_check_refuses_what_serve_refuses_whoever_has_an_account(home: Path) -> None:
+    settings = (home / "broker.yaml").read_text()
+    (home / "broker.yaml").write_text(settings.replace("port: 0", "port: 0, host: 0.0.0.0"))
+    said = broker("check", cwd=home)
+    assert said.code == 2
+    assert "broker.yaml: listen.host is '0.0.0.0'" in said.err
+    (home / "broker.yaml").write_text(settings + "public_url: https://broker.example\n")
+    ok(broker("check", cwd=home))
+
+
+def test_who_calls_from_the_shell_hears_what_a_person_can_do_about_it(home: Path) -> None:
+    (home / "broker.yaml").write_text("watch: false\n")
+    assert "`local` holds what `stdio` in the settings gives it" in broker("call", "note_write", "text=x", cwd=home).err
+    assert "`broker explain local note_rea`" in broker("call", "note_rea", cwd=home).err
+
+
 def test_doctor_finds_what_is_wrong_and_says_the_remedy(home: Path) -> None:
     well = ok(broker("doctor", "--json", cwd=home)).json
     assert {one["state"] for one in well} <= {"ok", "look"}

@@ -11,6 +11,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -131,6 +132,23 @@ def test_in_a_terminal_the_demo_keeps_serving_until_it_is_interrupted() -> None:
     assert os.waitstatus_to_exitcode(status) == 0
     with pytest.raises(httpx2.TransportError):
         httpx2.get(f"{url[1].decode()}/readyz", timeout=10)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_a_demo_that_is_ended_from_outside_leaves_nothing_running(tmp_path: Path, sent: signal.Signals) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "examples.demo", "--keep", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=README.parent,
+    )
+    assert demo.stdout
+    url = next(found[1] for line in demo.stdout if (found := re.search(r"MCP +(http://\S+)/mcp", line)))
+    assert httpx2.get(f"{url}/healthz", timeout=10).status_code == 200
+    demo.send_signal(sent)
+    demo.communicate(timeout=DEMO_S)
+    with pytest.raises(httpx2.TransportError):
+        httpx2.get(f"{url}/healthz", timeout=10)
 
 
 def test_a_demo_that_does_not_come_out_as_told_says_so_and_fails(tmp_path: Path) -> None:

@@ -167,6 +167,28 @@ async def test_a_reload_that_changes_the_tool_withdraws_its_holds(tmp_path: Path
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("new", "state"),
+    [
+        ("hold, reviewers: {groups: [treasury]}, reason: large amounts need a person}", "failed"),
+        ("hold, reason: other words and the same reviewers}", "succeeded"),
+        ("allow}", "succeeded"),
+        ("deny, reason: no large amounts any more}", "failed"),
+    ],
+)
+async def test_an_approval_is_worth_what_the_rules_say_when_the_call_runs(tmp_path: Path, new: str, state: str) -> None:
+    async with broker_with(tmp_path, TOOLS) as broker:
+        hold_id = await held(broker)
+        changed = TOOLS.replace("hold, reason: large amounts need a person}", new)
+        assert changed != TOOLS
+        (tmp_path / "tool_manifests" / "tools.yaml").write_text(changed)
+        await broker.reconciler.reload("test")
+        await broker.desk.review(hold_id, approve=True, reviewer=reviewer(), via="test")
+        ended = await until_state(broker, hold_id, "succeeded", "failed")
+        assert (ended.state, ended.effect) == (state, "done" if state == "succeeded" else "none")
+
+
+@pytest.mark.anyio
 async def test_of_many_reviewers_one_wins_and_the_effect_follows_the_winner(tmp_path: Path) -> None:
     async with broker_with(tmp_path, TOOLS) as broker:
         for round_ in range(20):

@@ -48,7 +48,7 @@ class Commands(typer.core.TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         for heading, part in COMMANDS.items():
             with formatter.section(heading):
-                formatter.write_dl([(name, self.get_command(ctx, name).get_short_help_str(90)) for name in part])
+                formatter.write_dl([(name, self.get_command(ctx, name).get_short_help_str(110)) for name in part])
 
 
 def built_command(name: str, reference: str) -> Any:

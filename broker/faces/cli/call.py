@@ -84,7 +84,7 @@ async def _call(
             if as_json:
                 print_json({"call_id": one.id, "result": as_result(error, one.id)})
             else:
-                tell(safe(error.sentence, lines=True), f"(call {one.id})")
+                tell(safe(error.sentence, lines=True), f"(call {one.id})", *_hint(broker, error.code, tool, agent))
                 if isinstance(error, Held):
                     hold = error.facts.get("hold_id", one.id)
                     tell(f"A person decides: broker approve {hold}, or broker deny {hold} --reason …")
@@ -97,6 +97,15 @@ async def _call(
         _close(one, answer.is_error, took_ms)
     if answer.is_error:
         raise typer.Exit(1)
+
+
+def _hint(broker: Broker, code: str, tool: str, agent: str) -> list[str]:
+    """What the person at the shell can do where the agent, for whom the sentence is, can only ask."""
+    if code == "insufficient_scope" and agent in ("local", broker.settings.stdio.agent):
+        return [f"`{safe(agent)}` holds what `stdio` in the settings gives it; --as AGENT calls as another agent."]
+    if code == "unknown_tool":
+        return [f"`broker tools` lists the catalog; `broker explain {safe(agent)} {safe(tool)}` says what is amiss."]
+    return []
 
 
 def tell_down(broker: Broker) -> None:

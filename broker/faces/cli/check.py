@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from broker.errors import ConfigurationError
+from broker.errors import ConfigurationError, Problem, SettingsError
 from broker.faces.cli import house
 from broker.faces.cli.output import count, explain_error, print_json, say, styled, tell
 from broker.faces.cli.text import safe
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from broker.catalog.catalog import Catalog
@@ -36,6 +37,7 @@ def check(
         settings = house.read(config)
         house.quiet(settings)
         catalog = _compiled(settings)
+        _may_be_reached(settings, config)
     except ConfigurationError as error:
         if as_json:
             print_json({"ok": False, "problems": [asdict(problem) for problem in error.problems]})
@@ -43,7 +45,8 @@ def check(
             explain_error(error)
             tell(f"{count(len(error.problems), 'problem')}.")
         raise typer.Exit(2) from error
-    backends = house.run(_opened, config) if live else []
+    backends, notes = house.run(_opened, config) if live else ([], catalog.notes)
+    notes = (*notes, *house.unset(catalog, settings))
     healthy = all(backend["state"] == "up" for backend in backends)
     if as_json:
         print_json(
@@ -51,12 +54,12 @@ def check(
                 "ok": healthy,
                 "problems": [],
                 **_counts(catalog, backends),
-                "notes": [] if live else list(catalog.notes),
+                "notes": list(notes),
                 **({"live": backends} if live else {}),
             }
         )
     else:
-        _say(catalog, backends)
+        _say(catalog, backends, notes)
     if not healthy:
         raise typer.Exit(1)
 
@@ -73,10 +76,21 @@ def _compiled(settings: Settings) -> Catalog:
     )
 
 
-async def _opened(config: Path | None) -> list[dict[str, Any]]:
-    """Each backend after it was opened, with the tools taken from it."""
+def _may_be_reached(settings: Settings, config: Path | None) -> None:
+    """Raises SettingsError for what `broker serve` refuses whatever accounts there are."""
+    from broker.authserver import undeclared
+
+    where = str(house.settings_path(config) or house.SETTINGS_FILE)
+    faults = undeclared(settings)
+    if faults:
+        raise SettingsError([Problem(where, 0, 0, fault) for fault in faults])
+
+
+async def _opened(config: Path | None) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """Each backend after it was opened, with the tools taken from it; and what the catalog has to say then."""
     async with house.tooled(config) as broker:
-        tools = [entry.tool.backend for entry in broker.shelf.current.entries.values()]
+        catalog = broker.shelf.current
+        tools = [entry.tool.backend for entry in catalog.entries.values()]
         return [
             {
                 "backend": name,
@@ -86,7 +100,7 @@ async def _opened(config: Path | None) -> list[dict[str, Any]]:
                 "tools": tools.count(name),
             }
             for name, one in broker.backends.items()
-        ]
+        ], tuple(catalog.notes)
 
 
 def _counts(catalog: Catalog, backends: list[dict[str, Any]]) -> dict[str, int]:
@@ -95,14 +109,19 @@ def _counts(catalog: Catalog, backends: list[dict[str, Any]]) -> dict[str, int]:
     return {"backends": len(catalog.backends), "tools": tools}
 
 
-def _say(catalog: Catalog, backends: list[dict[str, Any]]) -> None:
+def _say(catalog: Catalog, backends: list[dict[str, Any]], notes: Sequence[str]) -> None:
     for one in backends:
         detail = f": {one['detail']}" if one["detail"] else ""
         state = str(one["state"])
         what = safe(f" {one['backend']} ({one['kind']}), {count(one['tools'], 'tool')}{detail}")
         say(styled(f"{state:<9}", state) + what)
-    if not backends:
-        say(*(f"note: {safe(note)}" for note in catalog.notes))
+    say(*(f"note: {safe(note)}" for note in notes))
     counts = _counts(catalog, backends)
     known = f"{count(counts['backends'], 'backend')}, {count(counts['tools'], 'tool')}"
-    say(f"{styled('ok', 'ok')}: {known}")
+    idle = [one for one in backends if one["state"] != "up"]
+    if idle:
+        say(f"{styled('not ok', 'bad')}: {known}; {len(idle)} of {count(len(backends), 'backend')} not up")
+    else:
+        say(f"{styled('ok', 'ok')}: {known}")
+    if not backends and any(plan.kind == "mcp" for plan in catalog.backends.values()):
+        say("`broker check --live` also starts the MCP servers and asks what they offer.")

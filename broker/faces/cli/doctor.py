@@ -286,6 +286,7 @@ async def _backends(broker: Broker) -> list[Finding]:
         Finding("manifests", "ok", f"{count(len(catalog.backends), 'backend')}, {count(len(catalog.entries), 'tool')}")
     ]
     findings += [Finding("manifests", "look", note) for note in catalog.notes]
+    findings += [Finding("secrets", "bad", note) for note in house.unset(catalog, broker.settings)]
     for name, backend in broker.backends.items():
         health = backend.health
         state = "ok" if health.state == "up" else "look" if health.state == "degraded" else "bad"

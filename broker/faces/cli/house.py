@@ -17,6 +17,7 @@ from broker.errors import Problem, SettingsError
 
 if TYPE_CHECKING:
     from broker.assembly import Broker
+    from broker.catalog.catalog import Catalog
     from broker.model.principal import Principal
     from broker.settings import Settings
 
@@ -148,6 +149,22 @@ def caller(broker: Broker, name: str) -> Principal:
         groups=client.groups,
         owner=client.owner,
     )
+
+
+def unset(catalog: Catalog, settings: Settings) -> list[str]:
+    """One sentence for each secret a backend refers to and that has no value here. Calls fail until it has one, but the
+    broker may start: where manifests are checked, the secrets often are not."""
+    from broker.secrets import REFERENCE, Secrets
+
+    secrets = Secrets(settings.directory)
+    notes: list[str] = []
+    for plan in catalog.backends.values():
+        for match in REFERENCE.finditer(plan.spec.model_dump_json()):
+            try:
+                secrets.resolve(match[0])
+            except LookupError as error:
+                notes.append(f"{plan.source}: backend {plan.name!r} has no secret: {error}; its calls fail until then")
+    return list(dict.fromkeys(notes))
 
 
 def base_url(settings: Settings) -> str:

@@ -20,7 +20,7 @@ from broker.auth import challenge, local, metadata
 from broker.authserver import routes, unsafe
 from broker.errors import ConfigurationError, Problem, RecordUnavailable, SettingsError
 from broker.faces import web
-from broker.faces.cli.house import SETTINGS_FILE
+from broker.faces.cli.house import SETTINGS_FILE, unset
 from broker.faces.cli.output import count, span, stamp, styled, tell
 from broker.faces.cli.text import safe
 from broker.faces.mcp.server import AgentServer
@@ -177,7 +177,7 @@ async def _ready(broker: Broker, base_url: str) -> list[str]:
         lines.append(
             f"Backend {safe(one.name)} is {styled(state, state)}: {safe(one.health.detail) or 'no answer yet'}"
         )
-    lines += [f"Note: {safe(note)}" for note in catalog.notes]
+    lines += [f"Note: {safe(note)}" for note in (*catalog.notes, *unset(catalog, settings))]
     lines += [f"broker {__version__}", f"  records   {safe(str((settings.directory / settings.database).resolve()))}"]
     lines.append(
         f"  serves    {count(len(catalog.entries), 'tool')} of {count(len(broker.backends), 'backend')} ({up} up) "
@@ -192,5 +192,9 @@ async def _ready(broker: Broker, base_url: str) -> list[str]:
             "  connect   broker connect claude-code",
         ]
     else:
-        lines.append(f"  MCP       on stdin and stdout, as agent {safe(settings.stdio.agent)}")
+        seen = len(catalog.listing(local.principal(settings.stdio)))
+        who = f"agent {safe(settings.stdio.agent)}, who is shown {count(seen, 'tool')}"
+        lines.append(f"  MCP       on stdin and stdout, as {who}")
+        if catalog.entries and not seen:
+            lines.append("  look      no tool is for this agent: `stdio` in the settings says who it is and its scopes")
     return lines

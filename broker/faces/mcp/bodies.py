@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from broker.errors import Malformed, Overloaded
+from broker.faces.mcp.headers import content_length
 from broker.faces.mcp.request import Receive
 
 
@@ -53,8 +54,7 @@ class Body:
 
         Raises Malformed (fact `limit`) when it is or says it is longer than allowed; Overloaded.
         """
-        declared = headers.get(b"content-length")
-        if declared is not None and (not declared.isdigit() or int(declared) > self._most):
+        if content_length(headers) > self._most:
             raise self._too_large()
         message = await receive()
         pieces: list[bytes] = []

@@ -6,6 +6,7 @@ either era, and missing scopes or a dead token are an HTTP challenge where there
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from broker.faces.mcp.agreement import (
 from broker.faces.mcp.ports import Pipeline
 from broker.faces.mcp.strict import RequestId
 from broker.faces.refusal import as_result
+from broker.model.answer import Answer
 from broker.model.call import Call, Progress
 from broker.model.principal import Principal
 
@@ -32,6 +34,10 @@ from broker.model.principal import Principal
 OWN_META = frozenset({VERSION_KEY, CAPABILITIES_KEY, CLIENT_KEY, LOG_LEVEL_KEY, SUBSCRIPTION_KEY, "progressToken"})
 
 NAME_CHARACTERS = 128
+
+TRACE_CHARACTERS = 128
+# W3C Trace Context, section 3.2: version, trace-id, parent-id, flags, and what later versions may append.
+_TRACE_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-[!-~]*)?")
 
 log = structlog.get_logger("broker.mcp")
 
@@ -67,21 +73,34 @@ def build_call(
         face=face,
         received_at_ms=now_ms,
         request_id="" if request_id is None else str(request_id),
-        trace_parent=trace[:128] if isinstance(trace, str) else "",
+        trace_parent=_trace_parent(trace),
         meta={key: value for key, value in meta.items() if key not in OWN_META},
         capabilities=cast("dict[str, Any]", declared) if isinstance(declared, dict) else {},
         progress=progress,
     )
 
 
+def _trace_parent(value: object) -> str:
+    """A traceparent as backends may be sent it, in a header; "" for anything else (section 4.2: it is ignored)."""
+    if not isinstance(value, str) or len(value) > TRACE_CHARACTERS:
+        return ""
+    return value if _TRACE_PARENT.fullmatch(value) else ""
+
+
 async def perform(pipeline: Pipeline, call: Call) -> dict[str, Any]:
-    """The tool result of this call, be it an answer or a refusal.
+    """The tool result of this call, be it an answer or a refusal. Raises as `answered` does."""
+    ended = await answered(pipeline, call)
+    return ended.result() if isinstance(ended, Answer) else ended
+
+
+async def answered(pipeline: Pipeline, call: Call) -> Answer | dict[str, Any]:
+    """The answer to this call, or the tool result that tells a refusal.
 
     Raises UnknownTool, InsufficientScope and Unauthenticated, which each transport tells in its own way; nothing else.
     On cancel: the pipeline has recorded the call's end when this leaves.
     """
     try:
-        return (await pipeline.perform(call)).result()
+        return await pipeline.perform(call)
     except (UnknownTool, InsufficientScope, Unauthenticated):
         raise
     except BrokerError as error:

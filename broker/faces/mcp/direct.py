@@ -20,18 +20,20 @@ import orjson
 import structlog
 
 from broker.errors import Broken, InsufficientScope, Unauthenticated, UnknownTool
-from broker.faces.mcp.agreement import CAPABILITIES_KEY, CLIENT_KEY, INVALID_PARAMS, VERSION_KEY
-from broker.faces.mcp.calls import build_call, modern_result, perform, unknown_tool
+from broker.faces.mcp.agreement import CAPABILITIES_KEY, CLIENT_KEY, INVALID_PARAMS, SERVER_KEY, VERSION_KEY
+from broker.faces.mcp.calls import answered, build_call, modern_result, unknown_tool
 from broker.faces.mcp.ports import House
-from broker.faces.mcp.replies import STREAM_HEADERS, error_body, result_body, send_body
+from broker.faces.mcp.replies import STREAM_HEADERS, encoded_body, error_body, result_body, send_body
 from broker.faces.mcp.request import Request, Send
 from broker.faces.refusal import as_result
+from broker.model.answer import Answer
 from broker.model.call import Call
 
 QUIET_S = 15.0
 LOOK_EVERY_S = 5.0
 
 _PLAIN_PARAMS = frozenset({"name", "arguments", "_meta"})
+_MADE_HERE = frozenset({"resultType", "_meta"})
 
 log = structlog.get_logger("broker.mcp")
 
@@ -80,6 +82,7 @@ class Direct:
         self._pipeline = house.pipeline
         self._clock = house.clock
         self._server_info = dict(server_info)
+        self._meta = orjson.dumps({SERVER_KEY: self._server_info})
         self._quiet: set[Exchange] = set()
         self._mirrors: dict[str, tuple[Any, bool]] = {}  # tool -> (its schema, whether it uses x-mcp-header)
 
@@ -167,7 +170,7 @@ class Direct:
     async def _ended(self, exchange: Exchange, call: Call, request: Request) -> tuple[int, bytes]:
         request_id = request.message.id
         try:
-            result = await perform(self._pipeline, call)
+            result = await answered(self._pipeline, call)
         except UnknownTool:
             return 400, error_body(request_id, INVALID_PARAMS, unknown_tool(call.name))
         except (InsufficientScope, Unauthenticated) as challenge:
@@ -175,6 +178,10 @@ class Direct:
                 raise
             result = as_result(challenge, call.id)
         try:
+            if isinstance(result, Answer):
+                if not result.meta and result.more.keys().isdisjoint(_MADE_HERE):
+                    return 200, encoded_body(request_id, self._meta, result.encoded())
+                result = result.result()
             return 200, result_body(request_id, modern_result(result, self._server_info))
         except TypeError:
             log.error("an answer cannot be written as JSON", call_id=call.id, tool=call.name)

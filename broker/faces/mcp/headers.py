@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -40,6 +41,7 @@ _BEARER = re.compile(rb"bearer +([A-Za-z0-9\-._~+/]+=*)", re.IGNORECASE)  # RFC 
 _BASE64_VALUE = re.compile(r"=\?base64\?(.*)\?=")
 
 CREDENTIAL_BYTES = 16_384
+LENGTH_DIGITS = 18
 
 
 def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes], bytes]:
@@ -99,11 +101,20 @@ def bearer(headers: Mapping[bytes, bytes]) -> str | None:
     return found.group(1).decode("ascii") if found else ""
 
 
+def content_length(headers: Mapping[bytes, bytes]) -> int:
+    """The declared length in bytes, 0 when there is none.
+
+    Longer than any body when it is no number, or one of so many digits that Python will not read it.
+    """
+    digits = headers.get(b"content-length", b"0").lstrip(b"0") or b"0"
+    return int(digits) if digits.isdigit() and len(digits) <= LENGTH_DIGITS else sys.maxsize
+
+
 def query_has(query: bytes, name: str) -> bool:
     """Whether the query carries this parameter, in any spelling of its name."""
     if not query:
         return False
-    pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=100)
+    pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
     return any(key.strip().lower() == name for key, _ in pairs)
 
 

@@ -65,6 +65,13 @@ def result_body(request_id: RequestId | None, result: Any) -> bytes:
     return orjson.dumps({"jsonrpc": "2.0", "id": request_id, "result": result}, default=_plain)
 
 
+def encoded_body(request_id: RequestId | None, meta: bytes, encoded: bytes) -> bytes:
+    """A modern result that is JSON already, and has neither `resultType` nor `_meta`. meta: its `_meta`, as JSON."""
+    return b'{"jsonrpc":"2.0","id":%s,"result":{"resultType":"complete","_meta":%s,%s}' % (
+        orjson.dumps(request_id), meta, encoded[1:],
+    )  # fmt: skip
+
+
 def error_body(request_id: RequestId | None, code: int, message: str, data: Any = None) -> bytes:
     error: dict[str, Any] = {"code": code, "message": message}
     if data is not None:

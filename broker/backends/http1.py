@@ -1,0 +1,288 @@
+"""One HTTP/1.1 connection as a client: a request out, its answer in, parsed in C, judged here.
+
+    idle ──send──> head ──(1xx: again)──> body ──> done ──rest──> idle
+      └──(bytes nobody asked for, the peer's end)───┴──────────> dead
+
+The parser reads the grammar (RFC 9112); what it lets through and we do not is judged where it appears: both framings at
+once, a length twice, a transfer coding other than chunked, a switch of protocols, headers or chunk framing without
+measure. What is left over after an answer, or comes while nothing was asked, ends the connection, because nobody can
+say whose answer it is.
+
+Why an `asyncio.Protocol` and not a stream: the usual answer comes in one piece, and with a protocol it is one callback
+and one wake-up. Body bytes wait here until they are taken; with more than HELD_BYTES of them the socket is not read.
+
+What must not live here: addresses, deadlines, decompression, what a status means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from typing import Literal, cast
+
+import httptools
+
+HEAD_BYTES = 65_536  # status line and headers, interim answers included
+HEAD_LINES = 256
+HELD_BYTES = 262_144
+FRAMING_RATIO = 16  # chunk sizes, extensions and trailers: so many times the bytes they frame, beyond HEAD_BYTES
+
+State = Literal["idle", "head", "body", "done", "dead"]
+_BODILESS = (204, 304)  # RFC 9112 section 6.3: whatever their headers say
+
+
+class Fault(Exception):
+    """No answer, or no whole one. kind: lost (the connection ended), garbled (it is not HTTP), late (the deadline)."""
+
+    def __init__(self, kind: Literal["lost", "garbled", "late"], reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason
+
+
+class Http1(asyncio.Protocol):
+    """status, headers: of the answer, once `head` has returned; names in lower case. heard: whether a byte of an answer
+    to the last request came. idle_at: loop time at which it last became idle; keep_s: how long the peer keeps it then.
+    """
+
+    __slots__ = (
+        "_chunked", "_fault", "_framing", "_given", "_held", "_loop", "_no_body", "_parser", "_paused", "_pieces",
+        "_reusable", "_state", "_transport", "_until_close", "_waiter", "_with_length", "headers", "heard", "idle_at",
+        "keep_s", "status",
+    )  # fmt: skip
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, keep_s: float) -> None:
+        self._loop = loop
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._state: State = "idle"
+        self._fault: Fault | None = None
+        self._reusable = True
+        self._paused = False
+        self.keep_s = keep_s
+        self.idle_at = 0.0
+        self._begin(no_body=False)
+
+    def _begin(self, *, no_body: bool) -> None:
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.heard = False
+        self._no_body = no_body
+        self._chunked = self._with_length = self._until_close = False
+        self._pieces: list[bytes] = []
+        self._held = self._given = self._framing = 0
+
+    # ----------------------------------------------------------------------------------------------------- the request
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a request may be sent."""
+        return self._state == "idle" and self._transport is not None and not self._transport.is_closing()
+
+    def has_news(self) -> bool:
+        """Whether something lies in the socket of an idle connection that the loop has not got round to: its end."""
+        socket = self._transport and self._transport.get_extra_info("socket")
+        if not socket or not hasattr(select, "poll"):
+            return False
+        poll = select.poll()
+        poll.register(socket.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def send(self, request: bytes, *, no_body: bool) -> None:
+        """Send one whole request on an open connection. no_body: its answer has none whatever it says (HEAD)."""
+        assert self._transport is not None  # noqa: S101 – `is_open`
+        self._begin(no_body=no_body)
+        self._state = "head"
+        self._transport.write(request)
+
+    async def head(self) -> None:
+        """Wait for status and headers. Raises Fault."""
+        while self._state == "head":
+            await self._change()
+        if self._fault is not None:
+            raise self._fault
+
+    async def take(self) -> list[bytes]:
+        """The body bytes that are there, in order; waits for some; none at the end. Raises Fault."""
+        while not self._pieces and self._state == "body":
+            await self._change()
+        if self._fault is not None:
+            raise self._fault
+        pieces, self._pieces, self._held = self._pieces, [], 0
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        return pieces
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the whole answer is here, though not all of it may be taken."""
+        return self._state == "done"
+
+    def rest(self) -> bool:
+        """After a whole answer: become idle. False when the connection cannot carry another request; it is ended."""
+        transport = self._transport
+        if self._state != "done" or not self._reusable or transport is None or transport.is_closing():
+            self.abort()
+            return False
+        if transport.get_write_buffer_size():  # it answered before it had read the request
+            self.abort()
+            return False
+        if self._paused:
+            self._paused = False
+            transport.resume_reading()
+        self._begin(no_body=False)
+        self._state = "idle"
+        self.idle_at = self._loop.time()
+        return True
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        self._fail("late", "it did not answer in time")
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        if self._state != "dead":
+            self._fail("lost", "the connection was ended")
+
+    async def _change(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, kind: Literal["lost", "garbled", "late"], reason: str) -> None:
+        if self._state != "dead":
+            self._state = "dead"
+            self._fault = Fault(kind, reason)
+            self._wake()
+        if self._transport is not None:
+            self._transport.abort()
+
+    # ---------------------------------------------------------------------------------------------------- the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own class does not inherit it
+
+    def data_received(self, data: bytes) -> None:
+        if self._state not in ("head", "body"):
+            self._surplus()
+            return
+        self.heard = True
+        given = self._given
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._misread(error)
+            return
+        self._framing += len(data) - (self._given - given)
+        if self._framing > HEAD_BYTES + FRAMING_RATIO * self._given:
+            self._fail("garbled", f"its headers or its chunk framing are larger than {HEAD_BYTES} bytes")
+
+    def _misread(self, error: Exception) -> None:
+        if self._state == "done":
+            self._reusable = False  # what follows the answer is not HTTP
+        else:
+            judged = error.__context__
+            self._fail("garbled", str(judged) if isinstance(judged, _BadError) else "what it sent is not HTTP")
+
+    def _surplus(self) -> None:
+        if self._state == "done":
+            self._reusable = False
+        else:
+            self.abort()
+
+    def eof_received(self) -> None:
+        self._ended(clean=True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended(clean=exc is None)
+        self._transport = None
+        # The parser holds our bound methods, and a cycle through C waits for the collector.
+        del self._parser
+
+    def _ended(self, *, clean: bool) -> None:
+        self._reusable = False
+        if self._state == "body" and self._until_close and clean:
+            self._state = "done"
+            self._wake()
+        elif self._state != "done":
+            self._fail("lost", "the connection ended before an answer" if self._state == "head" else "it ended early")
+
+    # ------------------------------------------------------------------------------------------------------- the parser
+
+    def on_message_begin(self) -> None:
+        if self._state != "head":
+            self._surplus()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._state != "head":
+            return  # trailers: nothing here needs them
+        name = name.lower()
+        if name == b"content-length":
+            if self._with_length or not value.strip().isdigit():
+                raise _BadError("its Content-Length is there twice or is no number")
+            self._with_length = True
+        elif name == b"transfer-encoding":
+            if self._chunked or value.strip().lower() != b"chunked":
+                raise _BadError("its Transfer-Encoding is not chunked")
+            self._chunked = True
+        if len(self.headers) >= HEAD_LINES:
+            raise _BadError(f"it has more than {HEAD_LINES} headers")
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        if self._state != "head":
+            return
+        self.status = status = self._parser.get_status_code()
+        version = self._parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise _BadError("it is not HTTP/1.1")
+        if self._chunked and (self._with_length or version == "1.0"):
+            raise _BadError("its Transfer-Encoding contradicts its Content-Length or its version")
+        if status < 200:
+            if status == 101:
+                raise _BadError("it switches to a protocol nobody asked for")
+            return
+        if not self._parser.should_keep_alive():
+            self._reusable = False
+        if self._no_body or status in _BODILESS:
+            # The parser does not know about HEAD; a bodiless answer that announces a body may even send one.
+            self._reusable = self._reusable and not (self._chunked or self._announces_bytes())
+            self._state = "done"
+        else:
+            self._until_close = not (self._chunked or self._with_length)
+            self._state = "body"
+        self._wake()
+
+    def _announces_bytes(self) -> bool:
+        return any(name == b"content-length" and value.strip(b" \t0") for name, value in self.headers)
+
+    def on_body(self, body: bytes) -> None:
+        if self._state != "body":
+            return
+        self._pieces.append(body)
+        self._given += len(body)
+        self._held += len(body)
+        if self._held > HELD_BYTES and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def on_message_complete(self) -> None:
+        if self._state == "head":  # an interim answer: the next one counts (RFC 9110 section 15.2)
+            self.headers = []
+            self._chunked = self._with_length = False
+        elif self._state == "body":
+            self._state = "done"
+            self._wake()
+
+
+class _BadError(Exception):
+    """What the parser let through and we do not, in words for people."""

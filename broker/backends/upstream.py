@@ -1,0 +1,376 @@
+"""The connections to one origin, and what a request over them may cost: the containment every backend over HTTP has.
+
+One small client of ours instead of a library's, because the library's cost more than the whole rest of a call; and one
+client for all, so that the rules are in one place. It connects to checked addresses only (connecting.py), uses no proxy
+of the environment, follows no redirect, keeps no cookies, asks for no encoding it cannot bound, counts bytes before and
+after decompression, and keeps the exchange's total deadline itself, because a peer that sends a byte now and then
+re-arms every idle timeout.
+
+Whatever goes wrong leaves it as `Cut`, with the BrokerError that tells the caller the truth about the effect: nothing
+left (Unavailable), nobody can say (TimedOut, Broken), it was done (AnswerWithheld). A kept connection may have been
+ended by the peer while the request was on its way: then, and only when no byte of an answer came and the tool is
+idempotent, the request goes out once more on a fresh one.
+
+What must not live here: what a status or a body means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.lowlevel
+
+from broker import __version__
+from broker.backends.address import Origin
+from broker.backends.connecting import UnreachableError, connect
+from broker.backends.decoding import BadEncodingError, Inflater
+from broker.backends.exchange import Cut, Exchange
+from broker.backends.http1 import Fault, Http1
+from broker.errors import AnswerWithheld, Broken, BrokerError, TimedOut, Unavailable
+
+USER_AGENT = f"broker/{__version__}"
+KEEP_IDLE_S = 30.0
+LOOK_AFTER_S = 0.5  # a connection idle for longer is looked at before it is used again
+GRACE_S = 0.5
+LONGEST_WAIT_S = 30.0  # of a standing stream for a free connection
+STREAM_BYTES_PER_S = 4 * 1024 * 1024  # what an endless event stream may send in the long run
+
+Header = tuple[bytes, bytes]
+
+_TARGET = re.compile(rb"/[!-~]*")
+_KEEP_ALIVE = re.compile(rb"(?i)(?:^|[,\s])timeout=(\d{1,6})")
+
+
+class Response:
+    """An answer whose head is here. raw_headers: as they came, names in lower case. Read it to its end or close it."""
+
+    __slots__ = ("_connection", "_endless", "_exchange", "_inflater", "_timer", "_upstream", "raw_headers", "status")
+
+    def __init__(
+        self, upstream: Upstream, connection: Http1, exchange: Exchange | None, timer: asyncio.TimerHandle | None
+    ) -> None:
+        """Raises Cut for a Content-Encoding we did not ask for."""
+        self._upstream = upstream
+        self._connection: Http1 | None = connection
+        self._exchange = exchange
+        self._timer = timer
+        self._inflater: Inflater | None = None
+        self.status = connection.status
+        self.raw_headers = connection.headers
+        if exchange is not None:
+            exchange.status = self.status
+        kind = coding = kept = b""
+        for name, value in self.raw_headers:
+            if name == b"content-type":
+                kind = value
+            elif name == b"content-encoding":
+                coding = coding + b"," + value if coding else value
+            elif name == b"keep-alive":
+                kept = value
+        self._endless = kind.partition(b";")[0].strip().lower() == b"text/event-stream"
+        if kept and (hint := _KEEP_ALIVE.search(kept)):
+            connection.keep_s = min(KEEP_IDLE_S, max(int(hint[1]) - 1.0, 0.0))
+        if coding:
+            try:
+                self._inflater = Inflater(coding.decode("latin-1"))
+            except BadEncodingError as error:
+                raise self._cut(self._withheld(f"cannot be read: {error}")) from None
+
+    def header(self, name: bytes) -> str:
+        """The value of this header (lower case), of several all with commas; "" when there is none."""
+        values = [value for key, value in self.raw_headers if key == name]
+        return b", ".join(values).decode("latin-1") if values else ""
+
+    async def read(self) -> bytes:
+        """The whole body, inflated, within the cap. Raises Cut. The answer is closed afterwards."""
+        self._endless = False
+        connection = self._connection
+        if connection is None or self._inflater is not None or not connection.is_done:
+            async with aclosing(self.pieces()) as pieces:
+                return b"".join([piece async for piece in pieces])
+        # The usual answer came whole and plain, in the one piece that also had its head.
+        try:
+            body = b"".join(await connection.take())
+            self._check(len(body))
+            return body
+        except Fault as fault:
+            raise self._broken(fault) from None
+        finally:
+            self.close()
+
+    async def pieces(self) -> AsyncGenerator[bytes]:
+        """The body as it comes, inflated, within the cap; an event stream has no total, but a rate. Raises Cut."""
+        taken = given = 0
+        begun = anyio.current_time()
+        try:
+            while (connection := self._connection) is not None and (chunks := await connection.take()):
+                for chunk in chunks:
+                    taken += len(chunk)
+                    self._check(taken)
+                    for piece in (chunk,) if self._inflater is None else self._inflater.feed(chunk):
+                        given += len(piece)
+                        self._check(given)
+                        yield piece
+                    if self._endless:
+                        ahead = given - self._upstream.cap - STREAM_BYTES_PER_S * (anyio.current_time() - begun)
+                        if ahead > 0:
+                            await anyio.sleep(ahead / STREAM_BYTES_PER_S)  # the peer's own stream waits, nobody else
+            if self._inflater is not None:
+                self._inflater.finish()
+        except BadEncodingError as error:
+            raise self._cut(self._withheld(f"cannot be read: {error}")) from None
+        except Fault as fault:
+            raise self._broken(fault) from None
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Give the connection back, or end it when the answer has not come to its end. Twice is harmless."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._upstream.done_with(connection, self._timer)
+
+    def _check(self, size: int) -> None:
+        if size > self._upstream.cap and not self._endless:
+            raise self._cut(
+                self._withheld(f"is larger than {self._upstream.cap} bytes, the backend's limit `response_bytes`")
+            )
+
+    def _withheld(self, why: str) -> BrokerError:
+        return AnswerWithheld(f"{self._upstream.subject} answered, but its answer {why}.")
+
+    def _broken(self, fault: Fault) -> Cut:
+        subject = self._upstream.subject
+        if fault.kind == "late":
+            return self._cut(TimedOut(f"{subject} stopped in the middle of its answer."))
+        return self._cut(
+            Broken(f"{subject} broke off in the middle of its answer.", next_step="Check before you try again.")
+        )
+
+    def _cut(self, error: BrokerError) -> Cut:
+        if isinstance(error, AnswerWithheld) and self.status >= 400:
+            error = Broken(error.message)
+        self.close()
+        return _told(self._exchange, error)
+
+
+class Upstream:
+    """subject: what to call the peer in sentences. cap: largest answer in bytes, compressed and not. connections: at
+    most so many at once. connect_s: to resolve, connect and shake hands. tls: for https. constant: headers of every
+    request. Raises only `Cut`.
+    """
+
+    def __init__(
+        self,
+        subject: str,
+        origin: Origin,
+        *,
+        allow_private: bool,
+        cap: int,
+        connections: int,
+        connect_s: float,
+        tls: ssl.SSLContext | None,
+        constant: Iterable[Header] = (),
+    ) -> None:
+        self.subject = subject
+        self.cap = cap
+        self._origin = origin
+        self._allow_private = allow_private
+        self._connect_s = connect_s
+        self._tls = tls if origin.scheme == "https" else None
+        host = urlsplit(origin.url).netloc.encode()
+        self._opening = _lines(((b"Host", host), (b"Connection", b"keep-alive"), *constant))
+        self._room = anyio.Semaphore(connections)
+        self._idle: deque[Http1] = deque()
+        self._used: set[Http1] = set()
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    async def ask(
+        self, method: str, target: str, headers: Iterable[Header], body: bytes | None, exchange: Exchange | None
+    ) -> Response:
+        """Send one request and wait for the head of its answer.
+
+        target: path and query, encoded. headers: without framing. exchange: whose request it is; None for a standing
+        stream, which may be silent. On cancel: the connection is ended, and with it, for the peer, the request.
+        """
+        request = self._request(method, target, headers, body, exchange)
+        await self._enter(exchange)
+        try:
+            connection, timer = await self._answered(request, exchange, no_body=method == "HEAD")
+        except BaseException:
+            self._room.release()
+            raise
+        return Response(self, connection, exchange, timer)
+
+    def done_with(self, connection: Http1, timer: asyncio.TimerHandle | None) -> None:
+        """Keep the connection for another request when it can carry one. For `Response`, once."""
+        if timer is not None:
+            timer.cancel()
+        self._used.discard(connection)
+        self._room.release()
+        if self._closed:
+            connection.abort()
+        elif connection.rest():
+            self._idle.append(connection)
+            if self._sweeping is None:
+                self._sweeping = asyncio.get_running_loop().call_later(KEEP_IDLE_S, self._sweep)
+
+    async def aclose(self) -> None:
+        """End every connection; who waits on one gets an error. Twice is harmless."""
+        self._closed = True
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+        for connection in (*self._idle, *self._used):
+            connection.abort()
+        self._idle.clear()
+        await anyio.lowlevel.checkpoint()  # the loop closes the sockets
+
+    # ----------------------------------------------------------------------------------------------------- one request
+
+    def _request(
+        self, method: str, target: str, headers: Iterable[Header], body: bytes | None, exchange: Exchange | None
+    ) -> bytes:
+        """The bytes of one request. Refuses what would be read as more than one, wherever it came from."""
+        lines = tuple(headers)
+        text = _lines(lines)
+        path = target.encode("utf-8", "surrogatepass")  # what is not ASCII does not match
+        breaks = text.count(b"\n")
+        if breaks != len(lines) or text.count(b"\r") != breaks or b"\0" in text or not _TARGET.fullmatch(path):
+            raise _told(exchange, Unavailable(f"{self.subject} cannot be asked like this. Nothing was sent."))
+        if body is None:
+            return b"%s %s HTTP/1.1\r\n%s%s\r\n" % (method.encode(), path, self._opening, text)
+        size = len(body)
+        return b"%s %s HTTP/1.1\r\n%s%sContent-Length: %d\r\n\r\n%s" % (
+            method.encode(), path, self._opening, text, size, body,
+        )  # fmt: skip
+
+    async def _enter(self, exchange: Exchange | None) -> None:
+        try:
+            self._room.acquire_nowait()
+        except anyio.WouldBlock:
+            with anyio.move_on_after(LONGEST_WAIT_S if exchange is None else _left_s(exchange)) as waiting:
+                await self._room.acquire()
+            if waiting.cancelled_caught:
+                raise self._unsent(exchange, "no connection came free in time") from None
+
+    async def _answered(
+        self, request: bytes, exchange: Exchange | None, *, no_body: bool
+    ) -> tuple[Http1, asyncio.TimerHandle | None]:
+        """A connection on which the head of the answer has come, and the timer of its deadline."""
+        kept = self._kept()
+        connection = kept or await self._connected(exchange)
+        try:
+            return await self._tried(connection, request, exchange, no_body=no_body)
+        except Fault as fault:
+            stale = kept is not None and fault.kind == "lost" and not connection.heard and not self._closed
+            if not (stale and exchange is not None and exchange.repeatable):
+                raise self._unanswered(fault, exchange) from None
+        connection = await self._connected(exchange)
+        try:
+            return await self._tried(connection, request, exchange, no_body=no_body)
+        except Fault as fault:
+            raise self._unanswered(fault, exchange) from None
+
+    async def _tried(
+        self, connection: Http1, request: bytes, exchange: Exchange | None, *, no_body: bool
+    ) -> tuple[Http1, asyncio.TimerHandle | None]:
+        """Send it on this connection. Raises Fault."""
+        timer = None
+        self._used.add(connection)
+        try:
+            if exchange is not None:
+                timer = asyncio.get_running_loop().call_at(_until(exchange), connection.expire)
+                exchange.left = True
+            connection.send(request, no_body=no_body)
+            await connection.head()
+        except BaseException:
+            self._used.discard(connection)
+            if timer is not None:
+                timer.cancel()
+            connection.abort()
+            raise
+        return connection, timer
+
+    async def _connected(self, exchange: Exchange | None) -> Http1:
+        """A fresh connection."""
+        loop = asyncio.get_running_loop()
+        within_s = self._connect_s if exchange is None else min(self._connect_s, _left_s(exchange))
+        try:
+            connection = await connect(
+                self._origin,
+                lambda: Http1(loop, KEEP_IDLE_S),
+                allow_private=self._allow_private,
+                tls=self._tls,
+                within_s=within_s,
+            )
+        except UnreachableError as error:
+            raise self._unsent(exchange, error.reason) from None
+        if self._closed or not connection.is_open:
+            connection.abort()
+            raise self._unsent(exchange, "the connection was closed at once")
+        return connection
+
+    # ----------------------------------------------------------------------------------------------- kept connections
+
+    def _kept(self) -> Http1 | None:
+        """The connection used last, so that the others may grow old; None when none is good for another request."""
+        now = asyncio.get_running_loop().time()
+        while self._idle:
+            connection = self._idle.pop()
+            idle_s = now - connection.idle_at
+            good = connection.is_open and idle_s < connection.keep_s
+            if good and (idle_s < LOOK_AFTER_S or not connection.has_news()):
+                return connection
+            connection.abort()
+        return None
+
+    def _sweep(self) -> None:
+        """End what nobody has used for too long."""
+        loop = asyncio.get_running_loop()
+        self._sweeping = None
+        for connection in list(self._idle):
+            if not connection.is_open or loop.time() - connection.idle_at >= connection.keep_s:
+                self._idle.remove(connection)
+                connection.abort()
+        if self._idle:
+            self._sweeping = loop.call_later(KEEP_IDLE_S / 2, self._sweep)
+
+    # ------------------------------------------------------------------------------------------------------- the errors
+
+    def _unsent(self, exchange: Exchange | None, reason: str) -> Cut:
+        return _told(exchange, Exchange(0.0).unanswered(f"{self.subject} cannot be reached", reason))
+
+    def _unanswered(self, fault: Fault, exchange: Exchange | None) -> Cut:
+        if fault.kind == "late":
+            late = TimedOut(f"{self.subject} did not answer in time; whether it was done is unknown.")
+            return _told(exchange, late)
+        known = exchange or Exchange(0.0, left=True)
+        return _told(exchange, known.unanswered(f"{self.subject} broke off", fault.reason))
+
+
+def _lines(headers: Iterable[Header]) -> bytes:
+    return b"".join([b"%s: %s\r\n" % header for header in headers])
+
+
+def _until(exchange: Exchange) -> float:
+    """Its deadline, and a little where the caller keeps one too, which then comes first and knows the better words."""
+    return exchange.deadline if exchange.is_exact else exchange.deadline + GRACE_S
+
+
+def _left_s(exchange: Exchange) -> float:
+    return max(_until(exchange) - anyio.current_time(), 0.0)
+
+
+def _told(exchange: Exchange | None, error: BrokerError) -> Cut:
+    if exchange is not None:
+        exchange.fail(error)
+    return Cut(error)

@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: demo test setup check format test-wire bench clean help
+.PHONY: demo test setup check format test-wire test-crash bench clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -26,6 +26,9 @@ format: setup    ## format and fix what can be fixed by itself
 
 test-wire: setup ## real clients that install through npm (Inspector, TypeScript SDKs, Claude Code)
 	$(BIN)/python tests/wire/run.py
+
+test-crash: setup ## killed before and after every sync and send; `make test` does a sample of it
+	BROKER_TEST_CRASH=all $(BIN)/pytest tests/stories/test_crash.py
 
 bench: setup     ## calls per second and latency, direct and through the broker, as ratios of one run
 	$(BIN)/python tests/bench/run.py

@@ -5,10 +5,8 @@ from __future__ import annotations
 import random
 import signal
 import sys
-import threading
 from collections import Counter
 from collections.abc import Generator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from subprocess import PIPE, Popen
 
@@ -16,6 +14,7 @@ import orjson
 import pytest
 
 from broker.verifier import verify
+from tests.ledger import Ledger, ledger_backend
 from tests.world import broker_with, records, settings_in
 
 ROOT = Path(__file__).parents[2]
@@ -63,41 +62,10 @@ async def test_sixty_four_callers_in_four_processes_get_exactly_what_the_quota_h
     assert verify(tmp_path / "broker.db", None).ok
 
 
-class Ledger(ThreadingHTTPServer):
-    """A backend that writes down the id of every call it receives, before it answers."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Entry)
-        self.received: list[str] = []
-
-
-class _Entry(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        assert isinstance(self.server, Ledger)
-        self.rfile.read(int(self.headers["content-length"]))
-        self.server.received.append(self.headers["idempotency-key"])
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", "2")
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 – the library's name
-        """Say nothing."""
-
-
 @pytest.fixture
 def ledger() -> Generator[Ledger]:
-    with Ledger() as server:
-        serving = threading.Thread(target=server.serve_forever, daemon=True)
-        serving.start()
-        yield server
-        server.shutdown()
-        serving.join()
+    with ledger_backend() as backend:
+        yield backend
 
 
 @pytest.mark.anyio

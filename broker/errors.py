@@ -8,6 +8,7 @@
     ├── BackendError         the other side failed: Unavailable (none) · Rejected (done) · TimedOut · Broken (unknown)
     ├── AnswerWithheld       it was done, but inspection kept the answer back (done)
     ├── OutcomeUnknown       the broker died while it was under way; nobody can say (unknown)
+    ├── InFlight             the call of this idempotency key is under way; it was not sent again (unknown)
     ├── RecordUnavailable    the row could not be written first, so nothing was dispatched (none)
     ├── Internal             our bug; details in the log, never to the client
     └── ManifestError · SettingsError    at load only; every problem at once, each with file:line:column
@@ -147,7 +148,7 @@ class UnknownHold(Refusal):
 
 
 class Conflict(Refusal):
-    """Somebody decided first; `facts` say who and what."""
+    """Somebody decided first, `facts` say who and what; or an idempotency key was used for another call."""
 
     code, stage = "conflict", "admit"
 
@@ -203,6 +204,13 @@ class AnswerWithheld(BrokerError):
 
 class OutcomeUnknown(BrokerError):
     code, stage = "outcome_unknown", "record"
+    effect: Effect = "unknown"
+
+
+class InFlight(BrokerError):
+    """The call of this idempotency key is under way; what becomes of it is not known yet. Nothing was sent again."""
+
+    code, stage, retryable = "in_flight", "admit", True
     effect: Effect = "unknown"
 
 

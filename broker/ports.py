@@ -208,7 +208,7 @@ class Store(Protocol):
     async def admit(self, intent: Intent) -> Admission:
         """Commit the intent, its charges and its hold, or its refusal: all or nothing. A refused call burns no quota.
 
-        Raises Conflict when the call_id exists.
+        Raises Conflict when the call_id exists, or when the intent's key was used for another call.
         """
         ...
 
@@ -235,6 +235,10 @@ class Store(Protocol):
 
         When it has ended it is marked collected (the first time), so that the same call sent again opens a new hold.
         """
+        ...
+
+    async def result(self, call_id: str) -> bytes | None:
+        """The MCP result (JSON) of a call that ended with one, while it is kept."""
         ...
 
     async def sweep(self, now_ms: int) -> Swept:

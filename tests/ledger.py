@@ -12,6 +12,7 @@ class Ledger(ThreadingHTTPServer):
     """received: the Idempotency-Key of each request, in order. on_receipt: called before each answer."""
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Entry)

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from broker.backends.mcp_session import Link
 
 LAST_CALLS_S = 5.0
-CALL_ID_META = "dev.broker/callId"
+OWN_PREFIX = "dev.broker"
+CALL_ID_META = f"{OWN_PREFIX}/callId"
 _RESERVED_META = frozenset({"progressToken"})
 
 
@@ -205,10 +206,9 @@ def _is_reserved(key: str) -> bool:
     """
     prefix, slash, _ = key.partition("/")
     labels = prefix.split(".")
-    ours = key == CALL_ID_META
     return (
         key in _RESERVED_META
-        or ours
+        or prefix == OWN_PREFIX
         or (bool(slash) and len(labels) > 1 and labels[1] in ("mcp", "modelcontextprotocol"))
     )
 

@@ -16,7 +16,8 @@ from broker.errors import BrokerError, Held
 def as_result(error: BrokerError, call_id: str) -> dict[str, Any]:
     """An MCP `CallToolResult` object: the sentence in content and structuredContent.message, with code, effect,
     retryable, call_id, and whatever facts the error carries (hold_id, retry_after_ms, rule, ...)."""
-    call_id = error.facts.get("hold_id", call_id)  # a call that attached to a hold has no record but the hold's
+    # A call that attached to a hold, or was the retry of another by its key, has no record but that one's.
+    call_id = error.facts.get("hold_id") or error.facts.get("call_id") or call_id
     structured: dict[str, Any] = {
         "message": error.sentence,
         "code": error.code,

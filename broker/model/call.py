@@ -8,6 +8,9 @@ from typing import Any
 
 from broker.model.principal import Principal
 
+IDEMPOTENCY_META = "dev.broker/idempotencyKey"
+"""Key of a request's `_meta`: the client's own name for this call, so that sending it again does not do it again."""
+
 Progress = Callable[[float, float | None, str | None], Awaitable[None]]
 """(progress, total, message); never raises for a caller that went away."""
 

@@ -76,6 +76,7 @@ class Intent:
     principal: bytes = b""  # the principal as JSON, to run the held call later; given only with `terms`
     refusal: tuple[str, str, str] | None = None  # code, stage, message
     laps_us: Mapping[str, int] = field(default_factory=dict[str, int])  # stage -> microseconds
+    key: str = ""  # digest of the caller's idempotency key, "" when it gave none
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +85,10 @@ class Admission:
 
     `dispatching`: go. `denied`: `over` says which quota. `held`: a new hold. `attached`: the same call of the same
     principal is already in `invocation` (open, or ended and not yet collected); nothing new was charged or opened.
+    `replayed`: the idempotency key belongs to the call in `invocation`, whatever its state; as little was charged.
     """
 
-    state: Literal["dispatching", "denied", "held", "attached"]
+    state: Literal["dispatching", "denied", "held", "attached", "replayed"]
     quotas: tuple[QuotaState, ...] = ()
     over: QuotaState | None = None
     invocation: Invocation | None = None
@@ -94,8 +96,8 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a dispatched call ended. result: the MCP result as JSON, given only for a call that was held, so that whoever
-    asks later can be given it; kept sealed."""
+    """How a dispatched call ended. result: the MCP result as JSON, given only for a call that was held or had an
+    idempotency key, so that whoever asks later can be given it; kept sealed."""
 
     call_id: str
     at_ms: int

@@ -37,13 +37,13 @@ from broker.errors import (
     UnknownTool,
 )
 from broker.model.answer import Answer
-from broker.model.call import Call
+from broker.model.call import IDEMPOTENCY_META, Call
 from broker.model.invocation import Admission, Intent, Invocation, Outcome
 from broker.model.principal import Principal
 from broker.model.quota import QuotaState
-from broker.pipeline import held_call, recorder
+from broker.pipeline import held_call, recorder, replay
 from broker.pipeline.desk import Desk
-from broker.pipeline.dispatch import as_broker_error, dispatch
+from broker.pipeline.dispatch import GRACE_S, as_broker_error, dispatch
 from broker.policies.rule import Verdict
 from broker.ports import Backend, Clock, Store
 
@@ -107,11 +107,19 @@ class Pipeline:
             await self._validate(call, entry)
             verdict = await self._authorise(call, entry)
             admission = await self._admit(call, entry, verdict)
+            if admission.state == "replayed":
+                return await self._replay(call, entry, _held(admission))
             if admission.state != "dispatching":
                 return await self._desk.wait(call, _held(admission))
-            return await self._run(entry, call, keep_result=False)
+            return await self._run(entry, call, keep_result=bool(call.meta and replay.key_of(call)))
         finally:
             self._room += 1
+
+    async def _replay(self, call: Call, entry: Entry, known: Invocation) -> Answer:
+        """The same call again, by its idempotency key: never dispatched, whatever became of the first."""
+        if known.hold is not None:
+            return replay.of_call(await self._desk.wait(call, known), known)
+        return await replay.replay(known, self._store, wait_s=entry.tool.timeout_s + GRACE_S)
 
     async def run_held(self, entry: Entry, call: Call) -> Answer:
         """Dispatch a claimed hold; its result is kept for whoever asks. For the desk's runner only."""
@@ -134,6 +142,11 @@ class Pipeline:
         began = perf_counter_ns()
         faults = entry.faults(call.arguments)
         _lap(call, "validate", began)
+        if IDEMPOTENCY_META in call.meta:
+            try:
+                replay.key_of(call)
+            except InvalidArguments as refusal:
+                raise await self._refuse(call, entry, refusal) from None
         if faults:
             refusal = InvalidArguments(
                 f"Refused: the arguments of {call.name} are not valid: {'; '.join(faults)}.",
@@ -182,6 +195,7 @@ class Pipeline:
             rule=verdict.rule,
             charges=entry.charges(call.principal, call.arguments, now_ms),
             terms=verdict.terms if verdict.outcome == "hold" else None,
+            key=replay.key_of(call) if call.meta else "",
         )
         admission = await self._committed(intent)
         _lap(call, "admit", began)

@@ -33,8 +33,9 @@ def intent(
     charges: Sequence[Charge] = (),
     terms: HoldTerms | None = None,
     refusal: BrokerError | None = None,
+    key: str = "",
 ) -> Intent:
-    """What is committed before anything leaves. entry is None when the tool could not be resolved."""
+    """What is committed before anything leaves. entry is None when the tool could not be resolved. key: as sent."""
     tool = entry.tool if entry else None
     caller = call.principal
     arguments = canonical(call.arguments)
@@ -66,6 +67,7 @@ def intent(
         principal=pack(caller) if terms else b"",
         refusal=(refusal.code, refusal.stage, refusal.sentence) if refusal else None,
         laps_us=call.laps_us,
+        key=digest_of(key.encode()) if key else "",
     )
 
 

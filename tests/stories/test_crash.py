@@ -18,6 +18,7 @@ import anyio
 import orjson
 import pytest
 
+from broker.model.call import IDEMPOTENCY_META
 from broker.model.canonical import digest_of
 from broker.model.invocation import Invocation, InvocationQuery
 from broker.model.quota import QuotaState
@@ -104,7 +105,19 @@ def held(serving: Serving) -> list[dict[str, Any]]:
     raise AssertionError("the approved call never runs")
 
 
-STORIES: dict[str, Callable[[Serving], list[dict[str, Any]]]] = {"plain": plain, "metered": metered, "held": held}
+def keyed(serving: Serving) -> list[dict[str, Any]]:
+    """The client names its call, so that its retries are that call; then it asks once more on purpose."""
+    meta = {IDEMPOTENCY_META: "order 4711"}
+    return [serving.call("metered", {"n": 1}, **meta), serving.call("metered", {"n": 1}, **meta)]
+
+
+STORIES: dict[str, Callable[[Serving], list[dict[str, Any]]]] = {
+    "plain": plain,
+    "metered": metered,
+    "held": held,
+    "keyed": keyed,
+}
+AT_MOST = {"keyed": 1}  # calls that may arrive, however often the client had to ask
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +174,7 @@ def test_killed_at_any_sync_or_send_nothing_runs_unseen_or_twice(
         finally:
             serving.kill()
         records, quotas = anyio.run(_settled, serving.folder)
+        assert len(ledger.received) - before <= AT_MOST.get(name, 99), f"P3: {where}"
         check(records, quotas, ledger.received[before:], answers, where)
         assert verify(serving.folder / "broker.db", None).ok, where  # I6
     print(f"{name}: {len(chosen(points))} places over {points}, killed at {died}")

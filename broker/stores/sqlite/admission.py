@@ -1,8 +1,8 @@
 """Admitting one intent: everything that must be durable before the first byte leaves, in one transaction.
 
-The order is: an intent already refused is only written; a held one attaches to its like, or must fit under the cap of
-open holds; then all charges or none; then the row. Nothing is written before it is known what the row will say, so that
-a refusal has nothing to undo.
+The order is: an intent already refused is only written; one whose key is known is that call; a held one attaches to its
+like, or must fit under the cap of open holds; then all charges or none; then the row. Nothing is written before it is
+known what the row will say, so that a refusal has nothing to undo.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 from broker.errors import Conflict
 from broker.model.canonical import canonical, digest_of
-from broker.model.invocation import Admission, Intent
+from broker.model.invocation import Admission, Intent, Invocation
 from broker.model.quota import QuotaState
-from broker.stores.sqlite import hold, quota
+from broker.stores.sqlite import hold, idempotency, quota
 from broker.stores.sqlite.transaction import Transaction
 
 _INSERT = """insert into invocation (call_id, state, at_ms, changed_at_ms, face, agent, "user", tenant, issuer,
@@ -37,6 +37,10 @@ def admit(tx: Transaction, intent: Intent) -> Admission:
     if intent.refusal is not None:
         _write(tx, intent, "denied", refusal=intent.refusal)
         return _DENIED
+    if intent.key:
+        known = _known(tx, intent)
+        if known is not None:
+            return Admission("replayed", invocation=known)
     if intent.terms is not None:
         return _hold(tx, intent)
     if not intent.charges:
@@ -50,9 +54,19 @@ def admit(tx: Transaction, intent: Intent) -> Admission:
     return Admission("dispatching", quotas=states)
 
 
+def _known(tx: Transaction, intent: Intent) -> Invocation | None:
+    """See idempotency.known. A conflict is recorded as a refusal before it is raised."""
+    try:
+        return idempotency.known(tx, intent)
+    except Conflict as conflict:
+        _write(tx, intent, "denied", refusal=(conflict.code, conflict.stage, conflict.sentence))
+        raise
+
+
 def _hold(tx: Transaction, intent: Intent) -> Admission:
     attached = hold.attach(tx, intent)
     if attached is not None:
+        idempotency.take(tx, intent, attached.call_id)
         return Admission("attached", invocation=attached)
     _check_new(tx, intent)
     over = hold.over_cap(tx, intent)
@@ -141,6 +155,9 @@ def _write(
     body["set"]["laps_us"] = intent.laps_us
     if facts:
         body.update(facts)
+    if intent.key and state != "denied":
+        idempotency.take(tx, intent, intent.call_id)
+        body["key"] = intent.key
     if intent.kept is not None:
         body["kept"] = digest_of(intent.kept)
         tx.db.execute(_KEEP, (intent.call_id, intent.kept))

@@ -38,7 +38,7 @@ from broker.model.canonical import canonical
 SEEN = 16
 RESERVED = frozenset(
     {"chain", "chain_end", "chain_died", "intent", "held", "denied", "attached", "outcome", "review", "claim", "expiry",
-     "recovery", "withdrawal", "collected", "payloads_deleted", "outage"}
+     "recovery", "withdrawal", "collected", "replayed", "payloads_deleted", "outage"}
 )  # fmt: skip
 
 _APPEND = "insert into entry (chain, seq, at_ms, kind, call_id, body, prev, hash) values (?, ?, ?, ?, ?, ?, ?, ?)"

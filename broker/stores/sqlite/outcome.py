@@ -34,7 +34,10 @@ def finish(tx: Transaction, outcome: Outcome) -> None:
     if quotas != "[]" or held:
         quota.settle(tx, outcome.call_id, ran=outcome.effect != "none", spent=outcome.spent)
     if held:
-        _end_held(tx, outcome)
+        hold.forget_arguments(tx, outcome.call_id)
+        tx.urgent = True
+    if outcome.result:
+        _keep_result(tx, outcome)
 
 
 def _check_same(tx: Transaction, outcome: Outcome) -> None:
@@ -52,14 +55,13 @@ def _check_same(tx: Transaction, outcome: Outcome) -> None:
         )
 
 
-def _end_held(tx: Transaction, outcome: Outcome) -> None:
-    hold.forget_arguments(tx, outcome.call_id)
-    if outcome.result:
-        sealed = tx.seal.close(outcome.call_id, "result", outcome.result)
-        tx.db.execute(
-            "insert into payload (call_id, part, body) values (?, 'result', ?) on conflict do nothing",
-            (outcome.call_id, sealed),
-        )
+def _keep_result(tx: Transaction, outcome: Outcome) -> None:
+    """For whoever asks later: about a hold, or with the same idempotency key, perhaps at this moment."""
+    sealed = tx.seal.close(outcome.call_id, "result", outcome.result)
+    tx.db.execute(
+        "insert into payload (call_id, part, body) values (?, 'result', ?) on conflict do nothing",
+        (outcome.call_id, sealed),
+    )
     tx.urgent = True
 
 

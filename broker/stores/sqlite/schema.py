@@ -141,7 +141,29 @@ _TABLES = (
 )
 
 
+# Which call an idempotency key stands for. key: SHA-256 of what the client sent, since that may say something.
+_IDEMPOTENCY = (
+    """create table idempotency (
+        principal_key text not null,
+        key text not null,
+        call_id text not null references invocation (call_id),
+        tool text not null,
+        arguments_digest text not null,
+        at_ms integer not null,
+        primary key (principal_key, key)
+    ) strict, without rowid""",
+    "create index idempotency_call on idempotency (call_id)",
+    "create index idempotency_at on idempotency (at_ms)",
+)
+
+
 @MIGRATIONS()
 def tables(database: Database) -> None:
     for statement in _TABLES:
+        database.conn.execute(statement)
+
+
+@MIGRATIONS()
+def idempotency(database: Database) -> None:
+    for statement in _IDEMPOTENCY:
         database.conn.execute(statement)

@@ -170,6 +170,9 @@ class SqliteStore:
     async def held_arguments(self, call_id: str) -> bytes | None:
         return await self._read(lambda db: self._unsealed(db, call_id, "arguments"))
 
+    async def result(self, call_id: str) -> bytes | None:
+        return await self._read(lambda db: self._unsealed(db, call_id, "result"))
+
     async def quotas(self, now_ms: int) -> list[QuotaState]:
         return await self._read(lambda db: quota.standing(db, now_ms))
 

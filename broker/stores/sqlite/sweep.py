@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from broker.model.invocation import Invocation
-from broker.stores.sqlite import outcome, quota, rate
+from broker.stores.sqlite import idempotency, outcome, quota, rate
 from broker.stores.sqlite.ledger import heads
 from broker.stores.sqlite.liveness import is_dead
 from broker.stores.sqlite.transaction import Transaction
@@ -63,13 +63,15 @@ def free_orphans(tx: Transaction, most: int) -> int:
 
 
 def tidy(tx: Transaction, now_ms: int) -> int:
-    """Delete results that were delivered or waited long enough, and counters of windows long gone; how many rows."""
+    """Delete keys and results that were kept long enough, and counters of windows long gone; how many rows."""
+    keys = idempotency.tidy(tx, now_ms, CHUNK)
     results = tx.db.execute(
         """delete from payload where (call_id, part) in (
-            select p.call_id, p.part from payload p join hold h on h.call_id = p.call_id
+            select p.call_id, p.part from payload p left join hold h on h.call_id = p.call_id
             join invocation i on i.call_id = p.call_id
-            where p.part = 'result'
-            and ((h.collected_at_ms > 0 and h.collected_at_ms < ?) or i.changed_at_ms < ?) limit ?)""",
+            where p.part = 'result' and not exists (select 1 from idempotency k where k.call_id = p.call_id)
+            and (h.call_id is null or (h.collected_at_ms > 0 and h.collected_at_ms < ?) or i.changed_at_ms < ?)
+            limit ?)""",
         (now_ms - RESULT_AFTER_COLLECTED_MS, now_ms - RESULT_UNCOLLECTED_MS, CHUNK),
     ).rowcount
     if results:
@@ -80,7 +82,7 @@ def tidy(tx: Transaction, now_ms: int) -> int:
             and reserved = 0 and resets_at_ms < ? limit ?)""",
         (now_ms - COUNTER_KEPT_MS, CHUNK),
     ).rowcount
-    return results + counters + _tidy_rates(tx, now_ms)
+    return keys + results + counters + _tidy_rates(tx, now_ms)
 
 
 def _tidy_rates(tx: Transaction, now_ms: int) -> int:

@@ -1,0 +1,248 @@
+"""A client that names its call may send it again: it happens once, and whoever asks again is told what became of it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from subprocess import PIPE, Popen
+from threading import Event
+
+import anyio
+import pytest
+
+from broker.assembly import Broker
+from broker.errors import Conflict, Denied, Held, InFlight, InvalidArguments, OutcomeUnknown, OverQuota, Unavailable
+from broker.model.answer import Answer
+from broker.model.call import IDEMPOTENCY_META
+from broker.pipeline.replay import REPLAYED_META, replay
+from broker.stores.sqlite.idempotency import KEPT_MS
+from broker.verifier import verify
+from tests.ledger import Ledger, ledger_backend
+from tests.records import HandClock
+from tests.world import a_call, agent, broker_with, records, reviewer, settings_in, until_state
+
+pytestmark = pytest.mark.anyio
+ROOT = Path(__file__).parents[2]
+MANIFESTS = """
+kind: backend
+name: ledger
+http: {base_url: "http://127.0.0.1:PORT", allow_private: true}
+---
+kind: tool
+name: work
+effect: write
+scopes: [work]
+backend: ledger
+input: {type: object, properties: {n: {type: integer}}, required: [n]}
+http: {method: POST, path: /work}
+caps: {timeout: 5s}
+---
+kind: policy
+name: care
+rules:
+  - {id: big, when: args.n > 50, effect: hold, reason: a person must look}
+---
+kind: quota
+name: monthly
+count: {limit: 20, per: month}
+by: [agent]
+"""
+
+
+@pytest.fixture
+def ledger() -> Generator[Ledger]:
+    with ledger_backend() as backend:
+        yield backend
+
+
+@pytest.fixture
+def manifests(ledger: Ledger) -> str:
+    return MANIFESTS.replace("PORT", str(ledger.server_port))
+
+
+async def send(broker: Broker, key: object, n: int = 1, name: str = "bot", issuer: str = "settings") -> Answer:
+    call = a_call("work", {"n": n}, agent(name, scopes=["work"], issuer=issuer), meta={IDEMPOTENCY_META: key})
+    with anyio.fail_after(20):
+        return await broker.pipeline.perform(call)
+
+
+async def test_a_hundred_duplicates_of_twenty_calls_arrive_twenty_times(
+    tmp_path: Path, ledger: Ledger, manifests: str
+) -> None:
+    answers: dict[int, list[Answer]] = {number: [] for number in range(20)}
+
+    async def one(broker: Broker, number: int) -> None:
+        answers[number].append(await send(broker, f"key {number}", number))
+
+    async with broker_with(tmp_path, manifests) as first, broker_with(tmp_path, manifests) as second:
+        async with anyio.create_task_group() as tasks:
+            for turn in range(100):
+                for number in answers:
+                    tasks.start_soon(one, (first, second)[turn % 2], number)
+        assert len(await records(first, limit=10_000)) == 20, "a duplicate is no call of its own"
+        (left,) = await first.store.quotas(first.clock.now_ms())
+        assert left.left == 0, "and takes nothing of a quota"
+        with pytest.raises(OverQuota):
+            await send(first, "key 20", 20)
+    assert len(ledger.received) == 20
+    for same in answers.values():
+        assert len({repr(answer.content) for answer in same}) == 1
+        assert sum(REPLAYED_META not in (answer.meta or {}) for answer in same) == 1
+    async with broker_with(tmp_path, manifests) as again:  # after a restart too
+        answer = await send(again, "key 3", 3)
+        assert answer.content == answers[3][0].content
+    assert len(ledger.received) == 20
+    assert verify(tmp_path / "broker.db", None).ok
+
+
+async def test_a_key_is_for_one_call_of_one_principal(tmp_path: Path, ledger: Ledger, manifests: str) -> None:
+    async with broker_with(tmp_path, manifests) as broker:
+        await send(broker, "k", 1)
+        with pytest.raises(Conflict) as refused:
+            await send(broker, "k", 2)
+        assert refused.value.effect == "none"
+        assert [record.code for record in await records(broker, states=("denied",))] == ["conflict"]
+        await send(broker, "k", 2, "other-bot")
+        await send(broker, "another", 2)
+        await send(broker, "k", 1)
+    assert len(ledger.received) == 3
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, 7, ["k"], {"a": 1}, True])
+async def test_what_is_no_key_is_refused_and_recorded(
+    tmp_path: Path, ledger: Ledger, manifests: str, key: object
+) -> None:
+    async with broker_with(tmp_path, manifests) as broker:
+        with pytest.raises(InvalidArguments):
+            await send(broker, key)
+        assert [record.code for record in await records(broker)] == ["invalid_arguments"]
+        assert ledger.received == []
+        await send(broker, "é" * 255)
+        await send(broker, None)
+    assert len(ledger.received) == 2
+
+
+async def test_the_key_and_the_answer_lie_in_no_clear_text_and_go_after_their_time(
+    tmp_path: Path, ledger: Ledger, manifests: str
+) -> None:
+    clock = HandClock()
+    async with Broker.open(settings_in(tmp_path, manifests), clock=clock) as broker:
+        first = await send(broker, "canary-4711")
+        record = (await records(broker))[0]
+        result = await broker.store.result(record.call_id)
+        assert result is not None and b"number" in result
+        for file in (file for file in tmp_path.glob("broker.db*") if file.is_file()):
+            assert b"canary-4711" not in file.read_bytes()
+            assert result not in file.read_bytes()
+        clock.at_ms += KEPT_MS // 2
+        await tidied(broker)
+        assert (await send(broker, "canary-4711")).content == first.content
+        clock.at_ms += KEPT_MS
+        await tidied(broker)
+        assert await broker.store.result(record.call_id) is None
+        await send(broker, "canary-4711")
+    assert len(ledger.received) == 2
+
+
+async def tidied(broker: Broker) -> None:
+    broker.store._tidy_at = 0.0  # type: ignore[attr-defined]  # now, and not in a minute
+    await broker.store.sweep(broker.clock.now_ms())
+
+
+async def test_while_the_call_is_under_way_its_retry_waits_for_it_and_then_says_so(
+    tmp_path: Path, ledger: Ledger, manifests: str
+) -> None:
+    go_on = Event()
+    arrived = anyio.Event()
+    loop_token = anyio.lowlevel.current_token()
+
+    def hold_back() -> None:
+        anyio.from_thread.run_sync(arrived.set, token=loop_token)
+        go_on.wait(20)
+
+    ledger.on_receipt = hold_back
+    answers: list[Answer] = []
+    async with broker_with(tmp_path, manifests.replace("timeout: 5s", "timeout: 30s")) as broker:
+
+        async def one() -> None:
+            answers.append(await send(broker, "k"))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one)
+            await arrived.wait()
+            tasks.start_soon(one)
+            under_way = (await records(broker))[0]
+            with pytest.raises(InFlight) as told:
+                await replay(under_way, broker.store, wait_s=0)
+            assert told.value.retryable
+            assert told.value.effect == "unknown"
+            go_on.set()
+    assert len(ledger.received) == 1
+    assert answers[0].content == answers[1].content
+
+
+async def test_what_was_never_sent_may_be_tried_again_with_its_key(
+    tmp_path: Path, ledger: Ledger, manifests: str
+) -> None:
+    nobody = manifests.replace(str(ledger.server_port), "9")
+    async with broker_with(tmp_path, nobody) as broker:
+        with pytest.raises(Unavailable):
+            await send(broker, "k")
+    async with broker_with(tmp_path, manifests) as broker:
+        await send(broker, "k")
+        await send(broker, "k")
+    assert len(ledger.received) == 1
+
+
+async def test_an_unknown_outcome_stays_unknown_for_its_key(tmp_path: Path, ledger: Ledger, manifests: str) -> None:
+    settings_in(tmp_path, manifests)
+
+    def kill_it() -> None:
+        process.send_signal(signal.SIGKILL)
+
+    ledger.on_receipt = kill_it
+    command = [sys.executable, "-m", "tests.caller", str(tmp_path), "work", "1", "k"]
+    process = Popen(command, stdout=PIPE, cwd=ROOT)
+    with process:
+        await anyio.to_thread.run_sync(process.communicate)
+    ledger.on_receipt = lambda: None
+    assert len(ledger.received) == 1
+    async with broker_with(tmp_path, manifests) as broker:
+        for _ in range(2):
+            with pytest.raises(OutcomeUnknown):
+                await send(broker, "k", 1, "bot-0", "test")
+    assert len(ledger.received) == 1
+
+
+async def test_a_held_call_keeps_its_answer_for_its_key_after_it_was_collected(
+    tmp_path: Path, ledger: Ledger, manifests: str
+) -> None:
+    desk = {"agent": "bot", "scopes": ["work"]}  # the settings vouch for the caller, so that its hold may run
+    async with broker_with(tmp_path, manifests, hold={"wait_s": 0}, stdio=desk) as broker:
+        hold_id = await held(broker, "yes", 60)
+        assert await held(broker, "yes", 60) == hold_id
+        await broker.desk.review(hold_id, approve=True, reviewer=reviewer(), via="test")
+        await until_state(broker, hold_id, "succeeded")
+        first = await send(broker, "yes", 60)
+        assert (await send(broker, "yes", 60)).content == first.content, "collected already"
+        assert first.meta and first.meta[REPLAYED_META] == hold_id
+    assert len(ledger.received) == 1
+
+
+async def test_a_persons_no_stays_a_no_for_its_key(tmp_path: Path, ledger: Ledger, manifests: str) -> None:
+    async with broker_with(tmp_path, manifests, hold={"wait_s": 0}) as broker:
+        hold_id = await held(broker, "no", 61)
+        await broker.desk.review(hold_id, approve=False, reviewer=reviewer(), via="test")
+        for _ in range(2):
+            with pytest.raises(Denied):
+                await send(broker, "no", 61)
+        assert await held(broker, "another", 61) != hold_id
+    assert ledger.received == []
+
+
+async def held(broker: Broker, key: str, n: int) -> str:
+    with pytest.raises(Held) as told:
+        await send(broker, key, n)
+    return told.value.facts["hold_id"]

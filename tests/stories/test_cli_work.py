@@ -104,6 +104,17 @@ def test_a_call_from_the_shell_is_typed_run_recorded_and_found_again(home: Path)
     assert stat.S_IMODE((home / "broker.db").stat().st_mode) == 0o600
 
 
+def test_what_is_left_of_a_quota_is_shown_for_people_and_programs(home: Path) -> None:
+    assert ok(broker("quotas", cwd=home)).out == "Nothing of any quota is used now.\n"
+    ok(broker("call", "note_write", "text=5", "copies=2", cwd=home))
+    (one,) = ok(broker("quotas", "writes", "--json", cwd=home)).json
+    assert one.pop("resets_at_ms") > 0
+    assert one == {"quota": "writes", "bucket": "agent=desk", "kind": "count", "limit": 5, "left": 4, "unit": "calls"}
+    (line,) = ok(broker("quotas", cwd=home)).out.splitlines()[1:]
+    assert line.split()[:6] == ["writes", "agent=desk", "count", "4", "5", "calls"]
+    assert ok(broker("quotas", "other", cwd=home)).out == "Nothing of this quota is used now.\n"
+
+
 def test_what_a_tool_answers_cannot_reach_the_terminal(home: Path) -> None:
     said = ok(broker("call", "note_read", cwd=home))
     assert said.out == "be kind\\u{1b}[31m and \\u{202e}terse\n"

@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
     },
     "Records": {
         "log": "broker.faces.cli.log:log",
+        "quotas": "broker.faces.cli.quotas:quotas",
         "verify": "broker.faces.cli.verify:verify",
         "export": "broker.faces.cli.export:export",
     },

@@ -122,7 +122,8 @@ class Connection(HttpToolsProtocol):
         self._line_bytes += len(name) + len(value)
         if self._line_bytes > HEADER_BYTES:
             raise ValueError("too many header bytes")  # httptools turns it into a parser error: 400, closed
-        super().on_header(name, value)
+        # White space around a value is no part of it (RFC 9110 section 5.5); httptools leaves what comes after it.
+        super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
         self._in_head, self._head_bytes = False, 0

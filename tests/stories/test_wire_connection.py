@@ -67,6 +67,15 @@ async def test_a_whole_request_is_answered_and_the_connection_kept() -> None:
                 assert status(await stream.receive()) == 200
 
 
+async def test_white_space_around_a_header_is_no_part_of_its_value() -> None:
+    good = "mcp-name: echo"
+    async with served() as house:
+        whole = head(house, f"Content-Length: {len(BODY)}", "Connection: close").replace(b"Mcp-Name", b"mcp-name")
+        for line, expected in ((good, 200), ("mcp-name: \t echo \t ", 200), ("mcp-name: e cho", 400)):
+            request = whole.replace(good.encode(), line.encode())
+            assert status(await talk(house, request + BODY)) == expected, line
+
+
 async def test_what_two_readers_of_http_could_read_differently_is_400_and_closed() -> None:
     length = f"Content-Length: {len(BODY)}"
     async with served() as house:

@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 import structlog
 
-from broker.auth import Context, Gatekeeper, authenticators
+from broker.auth import Context, Gatekeeper, authenticators, local
 from broker.backends import BACKENDS
 from broker.catalog.catalog import Catalog, Shelf
 from broker.errors import RecordUnavailable
@@ -111,7 +111,9 @@ class Broker:
         async with _plain_errors(), AsyncExitStack() as stack:
             store, directory = await _open_stores(settings, clock, stack)
             where = Where(settings)
-            gatekeeper = Gatekeeper(authenticators(Context(settings, directory, clock, where.base_url)))
+            context = Context(settings, directory, clock, where.base_url)
+            nobody = local.principal(settings.stdio) if settings.testing.open else None
+            gatekeeper = Gatekeeper(authenticators(context), nobody=nobody)
             stack.push_async_callback(gatekeeper.aclose)
             shelf = Shelf(Catalog.empty())
             backends: dict[str, Backend] = {}

@@ -117,6 +117,15 @@ class Limits(_Section):
     drain_s: float = Field(default=10.0, ge=0, description="How long a shutdown waits for running calls, in seconds.")
 
 
+class Testing(_Section):
+    """Aids for tests, never for work: the broker refuses to start with them anywhere but on loopback."""
+
+    open: bool = Field(
+        default=False,
+        description="Take HTTP requests without a credential as the caller that `stdio` describes. Only on loopback.",
+    )
+
+
 class Settings(_Section):
     listen: Listen = Listen()
     public_url: str = Field(
@@ -130,6 +139,7 @@ class Settings(_Section):
     stdio: StdioIdentity = StdioIdentity()
     hold: HoldSettings = HoldSettings()
     limits: Limits = Limits()
+    testing: Testing = Testing()
     allowed_hosts: list[str] = Field(
         default=[], description="Further Host header values to accept, each `name` or `name:port`."
     )

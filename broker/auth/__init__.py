@@ -46,10 +46,15 @@ def authenticators(context: Context) -> tuple[Authenticator, ...]:
 
 
 class Gatekeeper:
-    """The one door for credentials. What no authenticator knows is refused as what one of them found invalid."""
+    """The one door for credentials. What no authenticator knows is refused as what one of them found invalid.
 
-    def __init__(self, authenticators: Sequence[Authenticator]) -> None:
+    nobody: who it is that comes without a credential, for tests (`testing.open`); None: such a caller is refused. A
+    credential that is presented is judged either way.
+    """
+
+    def __init__(self, authenticators: Sequence[Authenticator], *, nobody: Principal | None = None) -> None:
         self._authenticators = tuple(authenticators)
+        self._nobody = nobody
 
     async def authenticate(self, credential: str | None) -> Principal:
         """Who presents this credential (the token of `Authorization: Bearer`, without the word).
@@ -57,6 +62,8 @@ class Gatekeeper:
         Raises Unauthenticated (facts: reason, a stable word; "missing" without a credential); RecordUnavailable when
         the directory cannot be read.
         """
+        if credential is None and self._nobody is not None:
+            return self._nobody
         if not credential:
             raise Unauthenticated(
                 "This broker wants to know who calls, and no credential was sent.",

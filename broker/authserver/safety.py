@@ -18,7 +18,13 @@ def unsafe(settings: Settings, directory: Directory) -> list[str]:
     """Why the broker must refuse to start, each with its remedy; empty when it may. Blocks on the disk."""
     if not is_exposed(settings):
         return []
-    return [*_transport(settings), *_issuer(settings, directory)]
+    return [*_testing(settings), *_transport(settings), *_issuer(settings, directory)]
+
+
+def _testing(settings: Settings) -> list[str]:
+    if not settings.testing.open:
+        return []
+    return ["testing.open takes callers without a credential, which other machines could be: remove it."]
 
 
 def undeclared(settings: Settings) -> list[str]:

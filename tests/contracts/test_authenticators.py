@@ -93,6 +93,16 @@ async def test_the_gatekeeper_asks_each_and_refuses_the_rest(world: World) -> No
         assert error.value.facts["reason"] == ("unknown" if bad else "missing")
 
 
+async def test_for_tests_alone_who_comes_without_a_credential_is_somebody(world: World) -> None:
+    nobody = local_principal(world.settings.stdio)
+    gatekeeper = Gatekeeper(authenticators(world.context), nobody=nobody)
+    assert await gatekeeper.authenticate(None) is nobody
+    assert (await gatekeeper.authenticate(credential("jwt", world))).agent == "desk"
+    for bad in ("", "opaque", "a.b.c.d.e"):
+        with pytest.raises(Unauthenticated):
+            await gatekeeper.authenticate(bad)
+
+
 async def test_a_local_identity_stands_until_the_settings_take_its_scopes(world: World) -> None:
     def with_scopes(*scopes: str) -> World:
         told: dict[str, Any] = {"stdio": {"agent": "ide", "scopes": list(scopes)}}

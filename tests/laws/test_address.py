@@ -142,6 +142,9 @@ def test_a_redirect_is_the_registered_one_or_not(requested: str, registered: str
 # -------------------------------------------------------------------------------------------------------------- safety
 
 
+OPEN: dict[str, Any] = {"testing": {"open": True}}
+
+
 @pytest.mark.parametrize(
     ("told", "words"),
     [
@@ -151,6 +154,9 @@ def test_a_redirect_is_the_registered_one_or_not(requested: str, registered: str
         ({"public_url": f"{PUBLIC}/path"}, ["without path", "broker user add"]),
         ({"public_url": PUBLIC, "auth": {"embedded": {"enabled": False}}}, ["auth.issuers"]),
         ({"public_url": PUBLIC, "auth": {"issuers": [{"issuer": "https://idp.example"}]}}, []),
+        ({"public_url": PUBLIC, "auth": {"issuers": [{"issuer": "https://idp.example"}]}, **OPEN}, ["testing.open"]),
+        ({"listen": {"host": "0.0.0.0"}, **OPEN}, ["testing.open", "public_url", "broker user add"]),
+        (OPEN, []),
         ({}, []),
         ({"listen": {"host": "localhost"}}, []),
     ],

@@ -281,6 +281,26 @@ def test_credentials_made_by_hand_open_the_door_and_close_again(home: Path) -> N
         assert served.wait(DEADLINE_S) == 0
 
 
+def test_an_open_listener_is_for_tests_and_says_so_at_every_start(home: Path) -> None:
+    body: dict[str, Any] = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+
+    def ask(url: str, **headers: str) -> int:
+        accept = {"Accept": "application/json, text/event-stream", **headers}
+        return httpx2.post(f"{url}/mcp", json=body, headers=accept, timeout=10).status_code
+
+    for told, expected in (("false", 401), ("true", 400)):  # 400: a session is missing, and nothing else
+        with running("serve", "--port", "0", cwd=home, env={"BROKER_TESTING__OPEN": told}) as served:
+            said = lines_until(served.stderr, "/mcp")
+            assert ask(url_of(said)) == expected
+            assert ask(url_of(said), Authorization="Bearer nonsense") == 401
+            assert ask(url_of(said), Origin="https://elsewhere.example") == 403
+        assert any("testing.open is on" in line for line in said) is (told == "true")
+    outside = {"BROKER_TESTING__OPEN": "true", "BROKER_LISTEN__HOST": "0.0.0.0"}
+    refused = broker("serve", "--port", "0", cwd=home, env=outside)
+    assert refused.code == 2
+    assert "testing.open" in refused.err
+
+
 def test_accounts_and_clients_are_listed_without_a_secret_and_removed(home: Path) -> None:
     ok(broker("user", "add", "ann", "--scope", "x", "--password-stdin", cwd=home, stdin="canary-pass-1\n"))
     ok(broker("client", "add", "bot", "--owner", "ann", cwd=home))

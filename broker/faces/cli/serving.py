@@ -177,6 +177,11 @@ async def _ready(broker: Broker, base_url: str) -> list[str]:
         lines.append(
             f"Backend {safe(one.name)} is {styled(state, state)}: {safe(one.health.detail) or 'no answer yet'}"
         )
+    if base_url and settings.testing.open:
+        lines.append(
+            f"{styled('Warning: testing.open is on', 'bad')}: whoever reaches this port without a credential acts as "
+            f"agent {safe(settings.stdio.agent)}. For tests only."
+        )
     lines += [f"Note: {safe(note)}" for note in (*catalog.notes, *unset(catalog, settings))]
     lines += [f"broker {__version__}", f"  records   {safe(str((settings.directory / settings.database).resolve()))}"]
     lines.append(

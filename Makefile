@@ -24,8 +24,11 @@ format: setup    ## format and fix what can be fixed by itself
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test-wire: setup ## real clients that install through npm (Inspector, TypeScript SDKs, Claude Code)
-	$(BIN)/python tests/wire/run.py
+test-wire: setup ## what installs through npm: real clients, and the official conformance suite
+	@status=0; \
+	echo "$(BIN)/python tests/wire/run.py"; $(BIN)/python tests/wire/run.py || status=1; \
+	echo "$(BIN)/python tests/conformance/run.py"; $(BIN)/python tests/conformance/run.py || status=1; \
+	exit $$status
 
 test-crash: setup ## killed before and after every sync and send; `make test` does a sample of it
 	BROKER_TEST_CRASH=all $(BIN)/pytest tests/stories/test_crash.py

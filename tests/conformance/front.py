@@ -1,0 +1,48 @@
+"""A broker in front of one MCP server, as transparent as it can be made: everything taken, under the server's own
+names, no policy, and an open listener, because the suite sends no credential.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from examples.demo.house import environment_of, free_port, serve
+
+AGENT = "conformance"
+SETTINGS = """\
+listen: {{port: {port}}}
+testing: {{open: true}}
+stdio: {{agent: {agent}}}
+watch: false
+"""
+MANIFESTS = """\
+kind: backend
+name: behind
+mcp:
+  url: {url}
+  allow_private: true
+  timeout: 30s
+---
+kind: import
+name: everything
+backend: behind
+take: ["*"]
+effect: read
+owner: tests
+"""
+
+
+@contextmanager
+def broker_before(url: str, directory: Path) -> Generator[str]:
+    """A broker in a process of its own before the server at this URL; gives its own. Raises HouseError."""
+    manifests = directory / "tool_manifests"
+    manifests.mkdir(parents=True)
+    (manifests / "everything.yaml").write_text(MANIFESTS.format(url=json.dumps(url)), "utf-8")
+    port = free_port()
+    (directory / "broker.yaml").write_text(SETTINGS.format(port=port, agent=AGENT), "utf-8")
+    environment = environment_of({"BROKER_CONFIG": str(directory / "broker.yaml")})
+    with serve(directory, environment, f"http://127.0.0.1:{port}"):
+        yield f"http://127.0.0.1:{port}/mcp"

@@ -1,0 +1,145 @@
+"""The official MCP conformance suite, directly and through the broker, check by check.
+
+    server scenarios   against `server.py`, and against a broker in front of it
+
+For each requirement set the two runs are compared: the broker must be found no worse in any check, but for those that
+its baseline names. A baseline entry that passes is an error too, so that the list only ever says what is so. Directly,
+every scenario that is scored must pass, or the comparison would say nothing.
+
+`--accept` writes the baselines anew. `--keep FOLDER` keeps what the suite wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+from examples.demo.house import HouseError, environment_of, process
+from tests.conformance import suite
+from tests.conformance.front import broker_before
+from tests.wire.npm import Failed, install
+
+HERE = Path(__file__).parent
+SETS = ("2025-11-25", "2026-07-28")
+UNSCORED = ("tasks-",)  # an extension, which the server directly does not have
+HEAD = "Checks that the broker does not pass yet although the server behind it does. One reason above each group."
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """One comparison: what is run, and where its two runs and its baseline are."""
+
+    name: str
+    revision: str
+    baseline: Path
+    directly: Callable[[Path], suite.Findings]
+    through: Callable[[Path], suite.Findings]
+
+
+@contextlib.contextmanager
+def everything(directory: Path) -> Generator[str]:
+    """`server.py` in a process of its own; gives its URL."""
+    command = [sys.executable, str(HERE / "server.py")]
+    with (
+        (directory / "server.log").open("w") as log,
+        process(command, directory, environment_of({}), log, piped=True) as server,
+    ):
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        if not url:
+            raise Failed("the server did not start:\n" + (directory / "server.log").read_text("utf-8")[-2000:])
+        yield url
+
+
+def server_leg(revision: str, scratch: Path) -> Leg:
+    def against(url: str, results: Path) -> suite.Findings:
+        return suite.run(["server", "--url", url, "--requirements", revision], results)
+
+    def directly(results: Path) -> suite.Findings:
+        with everything(scratch) as url:
+            return against(url, results)
+
+    def through(results: Path) -> suite.Findings:
+        with everything(scratch) as url, broker_before(url, scratch / f"broker-{revision}") as front:
+            return against(front, results)
+
+    return Leg(f"server scenarios of {revision}", revision, HERE / f"{revision}.baseline", directly, through)
+
+
+def compare(leg: Leg, results: Path, *, accept: bool) -> tuple[int, int]:
+    """Run both, print every scenario that differs, and every surprise. Returns how many scenarios are as they should
+    be, and how many are not.
+    """
+    print(f"\n{leg.name}: directly, then through the broker", flush=True)
+    direct = leg.directly(results / f"{leg.revision}-directly")
+    brokered = leg.through(results / f"{leg.revision}-through")
+    worse = suite.worse(direct, brokered)
+    known = suite.baseline(leg.baseline)
+    if accept:
+        suite.write_baseline(leg.baseline, HEAD, [check.key for check in worse], known)
+        known = suite.baseline(leg.baseline)
+    surprises = dict(suite.judge(worse, known))
+    surprises |= {
+        check.key: f"fails directly: {direct.why[check]}"
+        for check in direct.failed
+        if not check.scenario.startswith(UNSCORED)
+    }
+    scenarios = sorted({*direct.scenarios, *brokered.scenarios})
+    for scenario in scenarios:
+        _tell(scenario, direct, brokered, worse)
+    for key, what in surprises.items():
+        print(f"  FAILED  {key}\n          {what}", flush=True)
+    odd = {key.partition(":")[0] for key in surprises}
+    passed, failed = (sum(found.values()) for found in (direct.passed, direct.failed))
+    through_passed, through_failed = (sum(found.values()) for found in (brokered.passed, brokered.failed))
+    print(
+        f"  {len(scenarios)} scenarios; checks directly {passed} passed, {failed} failed; "
+        f"through the broker {through_passed} passed, {through_failed} failed; {len(worse)} worse, {len(known)} known",
+        flush=True,
+    )
+    return len(scenarios) - len(odd), len(odd)
+
+
+def _tell(scenario: str, direct: suite.Findings, brokered: suite.Findings, worse: list[suite.Check]) -> None:
+    if direct.of(scenario) == brokered.of(scenario) and all(check.scenario != scenario for check in worse):
+        return
+    (passed, failed), (through_passed, through_failed) = direct.of(scenario), brokered.of(scenario)
+    print(f"  {scenario:48} directly {passed:2}/{failed:<2} through {through_passed:2}/{through_failed:<2}")
+    for check in worse:
+        if check.scenario == scenario:
+            why = brokered.why.get(check) or "not reached"
+            print(f"      {check.id}: {' '.join(why.split())[:160]}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--accept", action="store_true", help="write the baselines from what is found")
+    parser.add_argument("--keep", type=Path, help="an empty folder for what the suite writes")
+    told = parser.parse_args()
+    if shutil.which("npm") is None:
+        print("npm is not installed, so the conformance suite, which comes by npm, is not run.")
+        return 0
+    passed = failed = 0
+    with tempfile.TemporaryDirectory(prefix="broker-conformance-") as scratch:
+        results: Path = told.keep.absolute() if told.keep else Path(scratch) / "results"
+        results.mkdir(parents=True, exist_ok=True)
+        try:
+            install()
+            for revision in SETS:
+                good, bad = compare(server_leg(revision, Path(scratch)), results, accept=told.accept)
+                passed, failed = passed + good, failed + bad
+        except (Failed, HouseError) as fault:
+            print(f"The conformance suite could not be run: {fault}", file=sys.stderr)
+            return 1
+    print(f"\n{passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,8 @@
 """The official MCP conformance suite, directly and through the broker, check by check.
 
     server scenarios   against `server.py`, and against a broker in front of it
+    client scenarios   with `client.py`, and with a broker between it and the suite's own servers; not those of `auth/`,
+                       which test a client's OAuth: `client.py` has none, and the broker signs in for itself
 
 For each requirement set the two runs are compared: the broker must be found no worse in any check, but for those that
 its baseline names. A baseline entry that passes is an error too, so that the list only ever says what is so. Directly,
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import shutil
 import sys
 import tempfile
@@ -28,7 +31,21 @@ from tests.wire.npm import Failed, install
 HERE = Path(__file__).parent
 SETS = ("2025-11-25", "2026-07-28")
 UNSCORED = ("tasks-",)  # an extension, which the server directly does not have
-HEAD = "Checks that the broker does not pass yet although the server behind it does. One reason above each group."
+CLIENT_SCENARIOS = {
+    "2025-11-25": ("initialize", "tools_call", "elicitation-sep1034-client-defaults", "sse-retry"),
+    "2026-07-28": (
+        "tools_call",
+        "request-metadata",
+        "sep-2322-client-request-state",
+        "http-standard-headers",
+        "http-custom-headers",
+        "http-invalid-tool-headers",
+        "json-schema-ref-no-deref",
+        "json-schema-2020-12-preservation",
+    ),
+}
+CLIENT_MS = 60_000
+HEAD = "Checks that fail only when the broker is between. One reason above each group."
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +53,7 @@ class Leg:
     """One comparison: what is run, and where its two runs and its baseline are."""
 
     name: str
-    revision: str
+    folder: str
     baseline: Path
     directly: Callable[[Path], suite.Findings]
     through: Callable[[Path], suite.Findings]
@@ -69,7 +86,30 @@ def server_leg(revision: str, scratch: Path) -> Leg:
         with everything(scratch) as url, broker_before(url, scratch / f"broker-{revision}") as front:
             return against(front, results)
 
-    return Leg(f"server scenarios of {revision}", revision, HERE / f"{revision}.baseline", directly, through)
+    return Leg(
+        f"server scenarios of {revision}",
+        f"server-{revision}",
+        HERE / f"server-{revision}.baseline",
+        directly,
+        through,
+    )
+
+
+def client_leg(revision: str) -> Leg:
+    def with_client(script: str, results: Path) -> suite.Findings:
+        command = shlex.join([sys.executable, str(HERE / script)])  # the suite adds the URL and gives it to a shell
+        words = ["client", "--spec-version", revision, "--command", command, "--timeout", str(CLIENT_MS)]
+        for scenario in CLIENT_SCENARIOS[revision]:
+            suite.run([*words, "--scenario", scenario], results)
+        return suite.read(results)
+
+    return Leg(
+        f"client scenarios of {revision}, without auth/",
+        f"client-{revision}",
+        HERE / f"client-{revision}.baseline",
+        lambda results: with_client("client.py", results),
+        lambda results: with_client("through.py", results),
+    )
 
 
 def compare(leg: Leg, results: Path, *, accept: bool) -> tuple[int, int]:
@@ -77,8 +117,8 @@ def compare(leg: Leg, results: Path, *, accept: bool) -> tuple[int, int]:
     be, and how many are not.
     """
     print(f"\n{leg.name}: directly, then through the broker", flush=True)
-    direct = leg.directly(results / f"{leg.revision}-directly")
-    brokered = leg.through(results / f"{leg.revision}-through")
+    direct = leg.directly(results / f"{leg.folder}-directly")
+    brokered = leg.through(results / f"{leg.folder}-through")
     worse = suite.worse(direct, brokered)
     known = suite.baseline(leg.baseline)
     if accept:
@@ -131,8 +171,8 @@ def main() -> int:
         results.mkdir(parents=True, exist_ok=True)
         try:
             install()
-            for revision in SETS:
-                good, bad = compare(server_leg(revision, Path(scratch)), results, accept=told.accept)
+            for leg in (*(server_leg(one, Path(scratch)) for one in SETS), *(client_leg(one) for one in SETS)):
+                good, bad = compare(leg, results, accept=told.accept)
                 passed, failed = passed + good, failed + bad
         except (Failed, HouseError) as fault:
             print(f"The conformance suite could not be run: {fault}", file=sys.stderr)

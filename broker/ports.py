@@ -85,11 +85,15 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a downstream MCP server offers now. tools: its tools/list entries, unchanged, in order, already capped."""
+    """What a downstream MCP server offers now. tools, resources, templates, prompts: the entries of its lists,
+    unchanged, in order, already capped."""
 
     tools: tuple[Mapping[str, Any], ...]
     server: str = ""  # its self-asserted name and version, for display only
     protocol_version: str = ""
+    resources: tuple[Mapping[str, Any], ...] = ()
+    templates: tuple[Mapping[str, Any], ...] = ()
+    prompts: tuple[Mapping[str, Any], ...] = ()
 
 
 class Backend(Protocol):
@@ -111,6 +115,9 @@ class Backend(Protocol):
         Raises Unavailable (no byte left), Rejected (it answered no), TimedOut or Broken (nobody can say). On cancel the
         request is abandoned and the peer told where the protocol can. Sends `Idempotency-Key` and `X-Broker-Call-Id`
         where there are headers; never any credential or header of the agent.
+
+        Where there are offers, `tool.action` may be a `model.part.Part`: a resource is read or a prompt got then, or a
+        value completed (`call.completing`); the answer carries the result's fields in `more`.
         """
         ...
 

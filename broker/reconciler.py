@@ -163,12 +163,12 @@ class Reconciler:
         self._shelf.swap(catalog)
         if catalog.version == old.version and cause != "start":
             return
-        before = {name: entry.tool.definition for name, entry in old.entries.items()}
-        after = {name: entry.tool.definition for name, entry in catalog.entries.items()}
+        before = {entry.tool.name: entry.tool.definition for entry in old.everything()}
+        after = {entry.tool.name: entry.tool.definition for entry in catalog.everything()}
         facts: dict[str, object] = {
             "cause": cause,
             "version": catalog.version,
-            "tools": len(after),
+            "tools": len(catalog.entries),
             "added": sorted(after.keys() - before.keys())[:100],
             "removed": sorted(before.keys() - after.keys())[:100],
             "changed": sorted(name for name in after.keys() & before.keys() if after[name] != before[name])[:100],

@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 
 from broker.auth.challenge import challenge, metadata_url
+from broker.catalog.catalog import PartsListed
 from broker.errors import Held, InsufficientScope, InvalidArguments, Unauthenticated, UnknownTool
 from broker.faces import web
 from broker.faces.mcp.server import AgentServer
@@ -41,6 +42,12 @@ class Tools:
 
     def missing_scopes(self, name: str, principal: Principal) -> frozenset[str]:
         return self.scopes.get(name, frozenset[str]()) - principal.scopes
+
+    def parts(self, principal: Principal) -> PartsListed:
+        return PartsListed()
+
+    def lacks_scopes(self, call: Call) -> bool:
+        return False
 
     def input_schema(self, name: str) -> Mapping[str, Any] | None:
         return next((entry["inputSchema"] for entry in self.tools if entry["name"] == name), None)

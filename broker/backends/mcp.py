@@ -1,8 +1,10 @@
-"""Downstream MCP servers as a source of tools: stdio children, streamable HTTP and SSE, of both protocol eras.
+"""Downstream MCP servers as a source of tools, resources and prompts: stdio children, streamable HTTP and SSE, of both
+protocol eras.
 
-Tools come by `import` documents; a call is relayed raw, so that what the broker does not know is not lost. What the
-agent said about itself stays here: reserved `_meta`, its capabilities and its token are never passed on; the call's id
-goes along as `dev.broker/callId` (and as `Idempotency-Key` where there are headers), trace context as it came.
+What they offer comes by `import` documents; a call is relayed raw, so that what the broker does not know is not lost.
+What the agent said about itself stays here: reserved `_meta`, its capabilities and its token are never passed on; the
+call's id goes along as `dev.broker/callId` (and as `Idempotency-Key` where there are headers), trace context as it
+came.
 
 Not relayed yet: what a server asks back (elicitation, sampling, roots). The broker declares none of these capabilities,
 so a server has no reason to ask; one that does is refused.
@@ -21,10 +23,12 @@ from broker.backends.address import Origin
 from broker.backends.bulkhead import Bulkhead
 from broker.backends.credential import Credential
 from broker.backends.decoding import short, storable
+from broker.backends.mcp_part import fault_of, renamed, request_of
 from broker.backends.spec import REFERENCE, Bytes, Seconds, Section, Tls
 from broker.errors import AnswerWithheld, Rejected, Unavailable
 from broker.model.answer import Answer
 from broker.model.call import Call
+from broker.model.part import Part
 from broker.model.tool import Tool
 from broker.ports import BackendContext, Health, Offer
 
@@ -58,7 +62,12 @@ class Spec(Section):
     queue_timeout: Seconds = Field(default=2.0, ge=0, description="How long a call waits for a free place.")
     idle_stop: Seconds = Field(default=0.0, ge=0, description="Stop it when unused for this long; 0 = never.")
     response_bytes: Bytes = Field(default=8_388_608, ge=1024, description="Largest answer, compressed and not.")
-    max_tools: int = Field(default=1000, ge=1, le=100_000, description="How many of its tools are read.")
+    max_tools: int = Field(
+        default=1000,
+        ge=1,
+        le=100_000,
+        description="How many of its tools are read; of its resources and prompts as well.",
+    )
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -135,27 +144,42 @@ class McpBackend:
         """See ports.Backend. What the server calls an error of the tool is an answer (`is_error`)."""
         if self._link is None or self._closed:
             raise Unavailable(f"Backend {self.name!r} is closed. Nothing was sent.")
-        remote = cast("Remote", tool.action)
         timeout_s = min(tool.timeout_s, self._spec.timeout)
         deadline = anyio.current_time() + timeout_s
-        params = {"name": remote.name, "arguments": dict(arguments), "_meta": _meta(call)}
+        if isinstance(tool.action, Part):
+            method, params = request_of(tool.action, arguments, call)
+        else:
+            remote = cast("Remote", tool.action)
+            method, params = "tools/call", {"name": remote.name, "arguments": dict(arguments)}
+        params["_meta"] = _meta(call)
         headers = {"Idempotency-Key": call.id, "X-Broker-Call-Id": call.id}
         if call.trace_parent:
             headers["traceparent"] = call.trace_parent
         async with self._places.place(deadline):
             result = await self._link.request(
-                "tools/call", params, deadline=deadline, timeout_s=timeout_s, headers=headers, progress=_progress(call)
+                method, params, deadline=deadline, timeout_s=timeout_s, headers=headers, progress=_progress(call)
             )
-        return self._answer(result)
-
-    def _answer(self, result: dict[str, Any]) -> Answer:
         kind = result.pop("resultType", "complete")
         if kind in ("input_required", "task"):
             raise Rejected(
                 f"Backend {self.name!r} answered with {kind!r}, which the broker did not declare and does not relay.",
                 next_step="Ask the tool's owner.",
             )
-        content, structured, meta = result.get("content"), result.get("structuredContent"), result.get("_meta")
+        if isinstance(tool.action, Part):
+            return self._part_answer(tool.action, result, kind, method)
+        return self._answer(result, kind)
+
+    def _part_answer(self, part: Part, result: dict[str, Any], kind: str, method: str) -> Answer:
+        fault = fault_of(part, result, completing=method == "completion/complete")
+        if kind != "complete" or fault:
+            raise self._withheld(fault or "is not a complete result")
+        if fault := storable(result):
+            raise self._withheld(f"is not plain JSON: {fault}")
+        meta = _passed_on(result.pop("_meta", None))
+        return Answer(meta=meta, more=renamed(part, result), status=f"MCP {method}")
+
+    def _answer(self, result: dict[str, Any], kind: str) -> Answer:
+        content, structured = result.get("content"), result.get("structuredContent")
         blocks = cast("list[Any]", content) if isinstance(content, list) else None
         if kind != "complete" or blocks is None or not all(isinstance(block, Mapping) for block in blocks):
             raise self._withheld("is not a tool result")
@@ -163,11 +187,7 @@ class McpBackend:
             raise self._withheld("has structured content that is no object")
         if fault := storable(result):
             raise self._withheld(f"is not plain JSON: {fault}")
-        if isinstance(meta, Mapping):
-            kept = {key: value for key, value in cast("Mapping[str, Any]", meta).items() if not _is_reserved(key)}
-            result["_meta"] = kept or None
-        else:
-            result.pop("_meta", None)
+        result["_meta"] = _passed_on(result.get("_meta"))
         return Answer.from_result(result, status="MCP error result" if result.get("isError") else "MCP result")
 
     def _withheld(self, why: str) -> AnswerWithheld:
@@ -211,6 +231,13 @@ def _is_reserved(key: str) -> bool:
         or prefix == OWN_PREFIX
         or (bool(slash) and len(labels) > 1 and labels[1] in ("mcp", "modelcontextprotocol"))
     )
+
+
+def _passed_on(meta: Any) -> dict[str, Any] | None:
+    """A result's `_meta` without what is between that server and the broker."""
+    if not isinstance(meta, Mapping):
+        return None
+    return {key: value for key, value in cast("Mapping[str, Any]", meta).items() if not _is_reserved(key)} or None
 
 
 def _meta(call: Call) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a downstream server offers, read within bounds: `tools/list`, all pages, entries unchanged.
+"""What a downstream server offers, read within bounds: its four lists, all pages, entries unchanged.
 
 A server that offers too much, repeats itself or lists what cannot be a tool is not an error of ours: what is usable is
 offered, the rest is left out, and the notes say so (health: degraded).
@@ -16,21 +16,54 @@ from broker.backends.decoding import short, storable
 
 PAGES = 50
 LIST_BYTES = 8_388_608
-TOOL_BYTES = 262_144
-NAME_SIGNS = 128
+ENTRY_BYTES = 262_144
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One of a server's lists. capability: under which it is declared. key: what tells entries apart, of at most
+    `signs` signs. word, words: for people."""
+
+    method: str
+    capability: str
+    field: str
+    key: str
+    signs: int
+    word: str
+    words: str
+
+    def missing(self, entry: Mapping[str, Any]) -> str:
+        """What this entry lacks to be one of them, or ""."""
+        name: Any = entry.get(self.key)
+        named = isinstance(name, str) and 0 < len(name) <= self.signs
+        if self is TOOLS:
+            return "" if named and isinstance(entry.get("inputSchema"), Mapping) else "name or no input schema"
+        return "" if named else self.key
+
+
+TOOLS = Kind("tools/list", "tools", "tools", "name", 128, "tool", "tools")
+RESOURCES = Kind("resources/list", "resources", "resources", "uri", 2048, "resource", "resources")
+TEMPLATES = Kind(
+    "resources/templates/list", "resources", "resourceTemplates", "uriTemplate", 2048, "template", "templates"
+)
+PROMPTS = Kind("prompts/list", "prompts", "prompts", "name", 256, "prompt", "prompts")
 
 
 @dataclass(slots=True)
 class Listing:
-    """tools: usable entries in the server's order. notes: what was left out and why, for operators."""
+    """entries: usable ones in the server's order. notes: what was left out and why, for operators."""
 
-    tools: list[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])
+    kind: Kind
+    entries: list[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])
     notes: list[str] = field(default_factory=list[str])
     size_bytes: int = 0
 
     def drop(self, name: str, why: str) -> None:
-        self.tools = [tool for tool in self.tools if tool["name"] != name]
-        self.note(f"tool {short(name, limit=64)!r} is left out: {why}")
+        self.entries = [entry for entry in self.entries if entry[self.kind.key] != name]
+        self.leave_out(name, why)
+
+    def leave_out(self, name: str, why: str) -> None:
+        self.note(f"{self.kind.word} {short(name, limit=64)!r} is left out: {why}")
 
     def note(self, text: str) -> None:
         """At most ten: a server with a thousand faults has one."""
@@ -38,18 +71,18 @@ class Listing:
             self.notes.append(text)
 
 
-async def list_tools(ask: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]], most: int) -> Listing:
-    """All pages of tools/list by `ask(params)`, at most `most` tools, 8 MiB, 50 pages. Raises what `ask` raises."""
-    listing = Listing()
+async def list_all(kind: Kind, ask: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]], most: int) -> Listing:
+    """All pages of one list by `ask(params)`, at most `most` entries, 8 MiB, 50 pages. Raises what `ask` raises."""
+    listing = Listing(kind)
     names: set[str] = set()
     cursors: set[str] = set()
     params: dict[str, Any] = {}
     for _ in range(PAGES):
         page = await ask(dict(params))
-        entries: Any = page.get("tools")
+        entries: Any = page.get(kind.field)
         for entry in cast("list[Any]", entries) if isinstance(entries, list) else []:
-            if len(listing.tools) >= most:
-                listing.note(f"it offers more than {most} tools (`max_tools`); the rest is left out")
+            if len(listing.entries) >= most:
+                listing.note(f"it offers more than {most} {kind.words} (`max_tools`); the rest is left out")
                 return listing
             if not _take(listing, entry, names):
                 return listing
@@ -57,33 +90,35 @@ async def list_tools(ask: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]],
         if not isinstance(cursor, str) or not cursor:
             return listing
         if cursor in cursors:
-            listing.note("its list of tools goes in a circle; what came twice is left out")
+            listing.note(f"its list of {kind.words} goes in a circle; what came twice is left out")
             return listing
         cursors.add(cursor)
         params = {"cursor": cursor}
-    listing.note(f"its list of tools has more than {PAGES} pages; the rest is left out")
+    listing.note(f"its list of {kind.words} has more than {PAGES} pages; the rest is left out")
     return listing
 
 
 def _take(listing: Listing, entry: Any, names: set[str]) -> bool:
     """Take an entry, or note why not. False when the list is too large to go on."""
-    tool: Mapping[str, Any] = cast("Mapping[str, Any]", entry) if isinstance(entry, Mapping) else dict[str, Any]()
-    name: Any = tool.get("name")
-    if not isinstance(name, str) or not 0 < len(name) <= NAME_SIGNS or not isinstance(tool.get("inputSchema"), Mapping):
-        listing.note("an entry of its list has no name or no input schema and is left out")
-    elif name in names:
-        listing.note(f"tool {short(name, limit=64)!r} is listed twice; the first is taken")
-    elif fault := storable(tool):
-        listing.note(f"tool {short(name, limit=64)!r} is left out: {fault}")
+    kind = listing.kind
+    given: Mapping[str, Any] = cast("Mapping[str, Any]", entry) if isinstance(entry, Mapping) else dict[str, Any]()
+    if missing := kind.missing(given):
+        listing.note(f"an entry of its list has no {missing} and is left out")
+        return True
+    name = str(given[kind.key])
+    if name in names:
+        listing.note(f"{kind.word} {short(name, limit=64)!r} is listed twice; the first is taken")
+    elif fault := storable(given):
+        listing.leave_out(name, fault)
     else:
-        size = len(orjson.dumps(tool))
-        if size > TOOL_BYTES:
-            listing.note(f"tool {short(name, limit=64)!r} is left out: its entry is larger than {TOOL_BYTES} bytes")
+        size = len(orjson.dumps(given))
+        if size > ENTRY_BYTES:
+            listing.leave_out(name, f"its entry is larger than {ENTRY_BYTES} bytes")
             return True
         listing.size_bytes += size
         if listing.size_bytes > LIST_BYTES:
-            listing.note(f"its list of tools is larger than {LIST_BYTES} bytes; the rest is left out")
+            listing.note(f"its list of {kind.words} is larger than {LIST_BYTES} bytes; the rest is left out")
             return False
         names.add(name)
-        listing.tools.append(tool)
+        listing.entries.append(given)
     return True

@@ -28,7 +28,7 @@ from broker.backends.exchange import EXCHANGE, Cut, Exchange
 from broker.backends.mcp_child import ChildError
 from broker.backends.mcp_connection import Connection
 from broker.backends.mcp_modern import ModernCalls, Progress
-from broker.backends.mcp_offer import Listing, list_tools
+from broker.backends.mcp_offer import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Kind, Listing, list_all
 from broker.errors import AnswerWithheld, BrokerError, Rejected, Unavailable
 from broker.ports import Clock, Health, Offer
 
@@ -262,22 +262,44 @@ class Link:
         deadline = anyio.current_time() + self._start_s
         session = connection.session
 
-        async def ask(params: dict[str, Any]) -> dict[str, Any]:
-            exchange = Exchange(deadline)
-            with anyio.move_on_at(deadline):
-                await connection.send("tools/list", params, exchange, None)
-            if exchange.error is not None:
-                raise exchange.error
-            if exchange.result is None:
-                raise exchange.overdue(self._name, self._start_s)
-            return exchange.result
+        async def listed(kind: Kind) -> Listing:
+            async def ask(params: dict[str, Any]) -> dict[str, Any]:
+                exchange = Exchange(deadline)
+                with anyio.move_on_at(deadline):
+                    await connection.send(kind.method, params, exchange, None)
+                if exchange.error is not None:
+                    raise exchange.error
+                if exchange.result is None:
+                    raise exchange.overdue(self._name, self._start_s)
+                return exchange.result
 
-        listing = await list_tools(ask, self._max_tools) if session.has_tools else Listing()
-        schemas = {str(tool["name"]): cast("Mapping[str, Any]", tool["inputSchema"]) for tool in listing.tools}
+            if not session.offers(kind.capability):
+                return Listing(kind)
+            try:
+                return await list_all(kind, ask, self._max_tools)
+            except Rejected as error:
+                if kind is TOOLS:
+                    raise
+                refused = Listing(kind)  # templates, above all, are often declared and not served
+                if error.facts.get("rpc_code") != sdk.types.METHOD_NOT_FOUND:
+                    refused.note(f"its {kind.words} could not be listed: {error.message}")
+                return refused
+
+        tools = await listed(TOOLS)
+        schemas = {str(tool["name"]): cast("Mapping[str, Any]", tool["inputSchema"]) for tool in tools.entries}
         for name, why in session.mirror_headers(schemas).items():
-            listing.drop(name, why)
-        self._notes = "; ".join(listing.notes)
-        self.offer = Offer(tuple(listing.tools), short(session.server, limit=100), session.version)
+            tools.drop(name, why)
+        lists = [tools, await listed(RESOURCES), await listed(TEMPLATES), await listed(PROMPTS)]
+        self._notes = "; ".join(note for one in lists for note in one.notes)
+        _, resources, templates, prompts = (tuple(one.entries) for one in lists)
+        self.offer = Offer(
+            tuple(tools.entries),
+            short(session.server, limit=100),
+            session.version,
+            resources=resources,
+            templates=templates,
+            prompts=prompts,
+        )
 
     def _show(self, connection: Connection) -> None:
         if not connection.over:

@@ -216,11 +216,13 @@ class Session:
         info = self._session.server_info
         return f"{info.name} {info.version}".strip() if info else ""
 
-    @property
-    def has_tools(self) -> bool:
-        """False only when it declared its capabilities and tools are not among them."""
+    def offers(self, capability: str) -> bool:
+        """Whether it has declared this capability. Of tools: False only when it declared its capabilities and tools are
+        not among them."""
         capabilities = self._session.server_capabilities
-        return capabilities is None or capabilities.tools is not None
+        if capabilities is None:
+            return capability == "tools"
+        return getattr(capabilities, capability) is not None
 
     @property
     def announces_tools(self) -> bool:

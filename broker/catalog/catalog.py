@@ -6,13 +6,17 @@ tuples are kept for callers that see the same. What must not live here: how a ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from fnmatch import fnmatchcase
+from typing import Any, Literal, Self, cast
+from urllib.parse import unquote
 
 from broker.catalog.schema import Checker
+from broker.catalog.uri_template import UriTemplate
 from broker.errors import Forbidden
 from broker.model.answer import Answer
+from broker.model.part import RESOURCE, Family, Part
 from broker.model.principal import Principal
 from broker.model.quota import Charge
 from broker.model.tool import Tool
@@ -50,6 +54,13 @@ class Entry:
     output: Checker | None = None
     audiences: tuple[Audience, ...] | None = None  # None: the catalog has no toolsets, everybody sees everything
     facts: Mapping[str, str] = field(default_factory=dict[str, str])  # its `tool.*` values
+    dropped: tuple[str, ...] = ()  # of a resource template: patterns of URIs it does not stand for
+
+    def drops(self, uri: str) -> bool:
+        """Whether this URI, for which the template stands, was left out by the import. However it is written: what is
+        percent-encoded is compared decoded, too."""
+        natural = uri.removeprefix(cast("Part", self.tool.action).prefix)
+        return any(fnmatchcase(name, item) for item in self.dropped for name in (natural, unquote(natural)))
 
     def faults(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
         """What is wrong with these arguments: at most 10 sentences (path, what, remedy), no value; () when right."""
@@ -113,10 +124,27 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class PartsListed:
+    """Entries of resources/list, resources/templates/list and prompts/list."""
+
+    resources: tuple[Mapping[str, Any], ...] = ()
+    templates: tuple[Mapping[str, Any], ...] = ()
+    prompts: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> Self:
+        found: dict[Family, list[Mapping[str, Any]]] = {"resources": [], "templates": [], "prompts": []}
+        for entry in entries:
+            found[cast("Part", entry.tool.action).family].append(entry.tool.listed)
+        return cls(**{family: tuple(listed) for family, listed in found.items()})
+
+
+@dataclass(frozen=True, slots=True)
 class Catalog:
     """version: digest over all that can make a difference; equal for equal manifests and offers in any process.
 
-    entries: by name, in the order of the names. notes: what was left out or renamed, and why, for operators.
+    entries: tools by name, in the order of the names. parts: the same for resources, templates and prompts, whose names
+    are `resource:URI` and `prompt:NAME`. notes: what was left out or renamed, and why, for operators.
     all_scopes: those that tools ask for and reviewers need.
     """
 
@@ -128,9 +156,19 @@ class Catalog:
     may_hold: bool = False
     # Which parts of a principal decide what is listed: callers that agree in them share a listing.
     _deciding: tuple[Literal["agent", "user", "tenant", "groups", "scopes"], ...] = ("scopes",)
+    parts: Mapping[str, Entry] = field(default_factory=dict[str, Entry])
+    _templates: tuple[tuple[UriTemplate, Entry], ...] = field(init=False, compare=False, repr=False)
+    _listed_parts: dict[tuple[Any, ...], PartsListed] = field(
+        default_factory=dict[tuple[Any, ...], "PartsListed"], compare=False, repr=False
+    )
     _listings: dict[tuple[Any, ...], tuple[Entry, ...]] = field(
         default_factory=dict[tuple[Any, ...], "tuple[Entry, ...]"], compare=False, repr=False
     )
+
+    def __post_init__(self) -> None:
+        templates = (entry for entry in self.parts.values() if cast("Part", entry.tool.action).family == "templates")
+        compiled = tuple((UriTemplate.compile(entry.tool.name.removeprefix(RESOURCE)), entry) for entry in templates)
+        object.__setattr__(self, "_templates", compiled)
 
     @classmethod
     def empty(cls) -> Catalog:
@@ -150,6 +188,44 @@ class Catalog:
             while len(self._listings) >= KEPT_LISTINGS:
                 self._listings.pop(next(iter(self._listings)), None)
             self._listings[key] = listed
+        return listed
+
+    # ----------------------------------------------------------------------------------------------------------- parts
+
+    def named(self, name: str) -> Entry | None:
+        """The tool or part of this name, whoever asks."""
+        return self.entries.get(name) or self.parts.get(name)
+
+    def everything(self) -> Iterator[Entry]:
+        yield from self.entries.values()
+        yield from self.parts.values()
+
+    def resolve_part(self, name: str, principal: Principal, *, expanded: bool) -> Entry | None:
+        """The part of this name if it exists for this caller; None for unknown and invisible alike.
+
+        expanded: `resource:URI` means the resource of that URI or, where there is none, a template that stands for it;
+        otherwise the resource or the template of that very text (a completion's).
+        """
+        entry = self.parts.get(name)
+        if not expanded or not name.startswith(RESOURCE):
+            return entry if entry is not None and entry.is_visible(principal) else None
+        if entry is not None and cast("Part", entry.tool.action).family == "resources":
+            return entry if entry.is_visible(principal) else None
+        uri = name.removeprefix(RESOURCE)
+        for template, behind in self._templates:
+            if template.matches(uri) and not behind.drops(uri) and behind.is_visible(principal):
+                return behind
+        return None
+
+    def listed_parts(self, principal: Principal) -> PartsListed:
+        """What this caller may read and get: entries as servers list them, in stable order. Kept as `listing` is."""
+        key = tuple(getattr(principal, part) for part in self._deciding)
+        listed = self._listed_parts.get(key)
+        if listed is None:
+            listed = PartsListed.of(entry for entry in self.parts.values() if entry.is_listed(principal))
+            while len(self._listed_parts) >= KEPT_LISTINGS:
+                self._listed_parts.pop(next(iter(self._listed_parts)), None)
+            self._listed_parts[key] = listed
         return listed
 
 

@@ -17,11 +17,13 @@ from broker.catalog.draft import Draft
 from broker.catalog.imports import import_problems, imported
 from broker.catalog.manifest import Declared, Manifests, blocks_of
 from broker.catalog.naming import settle_names
+from broker.catalog.parts import follow_renames, imported_parts, parts_problems, settle_parts
 from broker.catalog.selection import Selector
 from broker.catalog.tools import tool_draft
 from broker.document import Loc, did_you_mean
 from broker.errors import ManifestError, Problem
 from broker.model.canonical import digest
+from broker.model.part import Part
 from broker.policies import quota, rule, toolset
 from broker.policies.expression import References
 from broker.ports import BackendKind, Offer
@@ -73,7 +75,10 @@ class _Compilation:
     def run(self) -> Catalog:
         for declared in self.manifests.backends:
             self._backend(declared)
-        drafts = settle_names([*self._tools(), *self._imports()], self.problems, self.notes)
+        made = [*self._tools(), *self._imports()]
+        drafts = settle_names([one for one in made if not isinstance(one.action, Part)], self.problems, self.notes)
+        drafts += settle_parts([one for one in made if isinstance(one.action, Part)], self.notes)
+        follow_renames(drafts)
         absent = [name for kind, name in self.manifests.broken if kind in ("tool", "import")]
         found = {draft.name for draft in drafts}
         absent += [declared.spec.name for declared in self.manifests.tools if declared.spec.name not in found]
@@ -132,11 +137,13 @@ class _Compilation:
                 self.problems.append(declared.problem(("backend",), message))
                 continue
             self.problems += import_problems(declared, plan)
+            self.problems += parts_problems(declared, plan)
             offer = self.offers.get(plan.name)
             if offer is None:
                 self.notes.append(f"{declared.source}: {plan.name} has not said what it offers; its tools are missing")
             else:
                 yield from imported(declared, plan, kind, offer, self.notes)
+                yield from imported_parts(declared, plan, offer, self.notes)
 
     # ------------------------------------------------------------------------------------------------------- policies
 
@@ -200,9 +207,11 @@ class _Compilation:
         deciding = _deciding(entries, has_toolsets=bool(self.manifests.toolsets))
         reviewers = {scope for entry in entries.values() for one in entry.rules.rules for scope in _review_scopes(one)}
         asked = {scope for entry in entries.values() for scope in entry.tool.scopes}
+        parts = {name: entry for name, entry in entries.items() if isinstance(entry.tool.action, Part)}
         return Catalog(
             version=self._version(entries, drafts),
-            entries=entries,
+            entries={name: entry for name, entry in entries.items() if name not in parts},
+            parts=parts,
             backends=self.plans,
             notes=tuple(dict.fromkeys(self.notes)),
             all_scopes=frozenset(asked | reviewers | {self.hold.reviewer_scope}),

@@ -54,6 +54,7 @@ class Draft:
     timeout_s: float
     natural: str = ""  # an imported tool's name as its server gives it
     renamed: bool = False  # by the manifest, on purpose
+    dropped: tuple[str, ...] = ()  # of a resource template, see Entry
     rules: list[rule.Rule] = field(default_factory=list[rule.Rule])
     meters: list[Meter] = field(default_factory=list[Meter])
     audiences: list[Audience] = field(default_factory=list[Audience])
@@ -88,6 +89,7 @@ class Draft:
             output=self.output,
             audiences=None if everybody else tuple(self.audiences),
             facts=facts,
+            dropped=self.dropped,
         )
 
     def _tool(self) -> Tool:

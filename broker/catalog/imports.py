@@ -54,6 +54,8 @@ def could_bring(spec: ImportSpec, pattern: str) -> bool:
     """Whether this import could give the catalog a tool whose name is, or matches, `pattern`. Unsure means yes: what a
     server offers, and what a collision makes of a name, is not known before it is there.
     """
+    if not spec.take:
+        return False
     brought = [plain_pattern(item) for item in spec.take]
     brought += [override.rename for override in spec.tools.values() if override.rename]
     if _is_pattern(pattern):

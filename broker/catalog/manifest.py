@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, Generic, Literal, TypeVar, cast
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar, cast
 
-from pydantic import AfterValidator, BaseModel, Field, create_model
+from pydantic import AfterValidator, BaseModel, Field, create_model, model_validator
 
 from broker.document import Document, Loc
 from broker.errors import Problem
@@ -31,6 +31,7 @@ assert set(INJECTABLE) == set(Injected.__args__)  # noqa: S101 – two spellings
 DERIVED_HINTS = frozenset({"readOnlyHint", "destructiveHint", "idempotentHint"})
 
 _FOREIGN = re.compile(r"[^\s\x00-\x1f\x7f]{1,128}")
+_FOREIGN_PART = re.compile(r"[^\x00-\x1f\x7f]{1,512}")
 
 
 def _not_reserved(name: str) -> str:
@@ -45,6 +46,12 @@ def _foreign(text: str) -> str:
     return text
 
 
+def _foreign_part(text: str) -> str:
+    if not _FOREIGN_PART.fullmatch(text):
+        raise ValueError("expected a URI or a name as its server gives it, or a shell pattern such as file:///docs/*")
+    return text
+
+
 def _not_derived(annotations: dict[str, Any]) -> dict[str, Any]:
     if derived := sorted(DERIVED_HINTS & annotations.keys()):
         raise ValueError(f"{', '.join(derived)} follow from `effect` and `idempotent`; remove them here")
@@ -53,6 +60,7 @@ def _not_derived(annotations: dict[str, Any]) -> dict[str, Any]:
 
 ToolName = Annotated[Name, AfterValidator(_not_reserved)]
 Foreign = Annotated[str, AfterValidator(_foreign)]
+ForeignPart = Annotated[str, AfterValidator(_foreign_part)]
 Inject = dict[Annotated[str, Field(min_length=1, max_length=128)], Injected]
 
 
@@ -101,17 +109,40 @@ class OverrideSpec(Spec):
     output: dict[str, Any] | None = Field(default=None, description="Output schema, instead of the server's.")
 
 
+class PartsSpec(Spec):
+    """What an import takes of a server's resources (with their templates) or of its prompts."""
+
+    take: list[ForeignPart] = Field(
+        min_length=1, description="URIs, URI templates or names, or shell patterns of them."
+    )
+    drop: list[ForeignPart] = Field(default=[], description="What to leave out of what was taken, expanded URIs too.")
+    scopes: list[Scope] | None = Field(default=None, description="Their scopes, instead of the import's.")
+    caps: CapsSpec = Field(default=CapsSpec(), description="Time and size limits of one read.")
+    record: RecordMode = Field(default="redacted", description="What records keep of the arguments.")
+    redact: list[str] = Field(default=[], description="Arguments that records never keep.")
+
+
 class ImportSpec(ScopeSpec):
     kind: Literal["import"] = "import"
     name: Name = Field(description="Name of this document.")
     description: str = Field(default="", description="For people.")
     backend: str = Field(description="The backend whose tools are taken.")
-    take: list[Foreign] = Field(min_length=1, description="Exact names or shell patterns of its tools.")
+    take: list[Foreign] = Field(default=[], description="Exact names or shell patterns of its tools.")
     drop: list[Foreign] = Field(default=[], description="Names or patterns to leave out of what was taken.")
     effect: ToolEffect = Field(description="Of all taken tools; what a server says of itself is not trusted.")
     owner: str = Field(default="", max_length=128, description="The team that answers for them.")
     version: str = Field(default="1", min_length=1, max_length=64, description="Version, as records show it.")
     tools: dict[Foreign, OverrideSpec] = Field(default={}, description="What is different for single tools.")
+    resources: PartsSpec | None = Field(
+        default=None, description="Its resources and resource templates that are taken; absent: none."
+    )
+    prompts: PartsSpec | None = Field(default=None, description="Its prompts that are taken; absent: none.")
+
+    @model_validator(mode="after")
+    def _takes_something(self) -> Self:
+        if not self.take and self.resources is None and self.prompts is None:
+            raise ValueError("an import takes something: give `take` (tools), `resources` or `prompts`")
+        return self
 
 
 S = TypeVar("S", bound=BaseModel)

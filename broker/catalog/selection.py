@@ -10,6 +10,7 @@ from typing import Any
 from broker.catalog.draft import Draft
 from broker.catalog.imports import could_bring
 from broker.catalog.manifest import Declared, ImportSpec
+from broker.catalog.parts import parts_could_bring
 from broker.document import did_you_mean
 from broker.errors import Problem
 from broker.policies.spec import Selection
@@ -73,7 +74,7 @@ class Selector:
     ) -> None:
         if name in self._absent:
             return
-        if any(could_bring(spec, name) for spec in self._imports):
+        if any(could_bring(spec, name) or parts_could_bring(spec, name) for spec in self._imports):
             notes.append(f"{declared.place(loc)}: there is no tool {name!r} now; a server may still bring it")
         elif self._sure:
             meant = did_you_mean(name, self._by_name)
@@ -82,7 +83,11 @@ class Selector:
     def _nothing(
         self, declared: Declared[Any], patterns: Sequence[str], problems: list[Problem], notes: list[str]
     ) -> None:
-        if any(could_bring(spec, pattern) for spec in self._imports for pattern in patterns):
+        if any(
+            could_bring(spec, pattern) or parts_could_bring(spec, pattern)
+            for spec in self._imports
+            for pattern in patterns
+        ):
             notes.append(f"{declared.place(('tools',))}: {', '.join(patterns)} selects no tool now")
         elif self._sure and not self._absent:
             known = did_you_mean(patterns[0], self._by_name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from broker.model.principal import Principal
 
@@ -28,6 +28,8 @@ class Call:
     meta: Mapping[str, Any] = field(default_factory=dict[str, Any])  # the request's _meta without reserved keys
     capabilities: Mapping[str, Any] = field(default_factory=dict[str, Any])  # what the client declared
     progress: Progress | None = None
+    asked: Literal["tool", "resource", "prompt"] = "tool"  # what `name` names; other than a tool: see model.part
+    completing: Mapping[str, Any] | None = None  # `argument` and `context` of completion/complete: values are asked for
     may_wait: bool = True  # False: a hold answers at once instead of waiting hold.wait_s
     laps_us: dict[str, int] = field(default_factory=dict[str, int])
 

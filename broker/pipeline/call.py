@@ -15,6 +15,7 @@ would have recorded: no answer without a record.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from time import perf_counter_ns
 from typing import Any
 
@@ -22,7 +23,7 @@ import anyio
 import anyio.lowlevel
 import structlog
 
-from broker.catalog.catalog import Entry, Shelf
+from broker.catalog.catalog import Catalog, Entry, PartsListed, Shelf
 from broker.errors import (
     BrokerError,
     Conflict,
@@ -83,6 +84,15 @@ class Pipeline:
         entry = self._shelf.current.resolve(name, principal)
         return frozenset() if entry is None else entry.tool.scopes - principal.scopes
 
+    def parts(self, principal: Principal) -> PartsListed:
+        """The resources/list, resources/templates/list and prompts/list entries of what this caller may use."""
+        return self._shelf.current.listed_parts(principal)
+
+    def lacks_scopes(self, call: Call) -> bool:
+        """As `missing_scopes`, for a call of any kind that a face has made but not sent yet."""
+        entry = _meant(self._shelf.current, call)
+        return entry is not None and not entry.tool.scopes <= call.principal.scopes
+
     def input_schema(self, name: str) -> Mapping[str, Any] | None:
         entry = self._shelf.current.entries.get(name)
         if entry is not None:
@@ -132,15 +142,15 @@ class Pipeline:
 
     async def _resolve(self, call: Call) -> Entry:
         began = perf_counter_ns()
-        entry = self._shelf.current.resolve(call.name, call.principal)
+        entry = _meant(self._shelf.current, call)
         _lap(call, "resolve", began)
         if entry is None:
-            raise await self._refuse(call, None, UnknownTool(f"Unknown tool: {call.name[:128]}"))
+            raise await self._refuse(call, None, _unknown(call))
         return entry
 
     async def _validate(self, call: Call, entry: Entry) -> None:
         began = perf_counter_ns()
-        faults = entry.faults(call.arguments)
+        faults = entry.faults(call.arguments) if call.completing is None else ()  # only part of them is known then
         _lap(call, "validate", began)
         if IDEMPOTENCY_META in call.meta:
             try:
@@ -158,6 +168,8 @@ class Pipeline:
     async def _authorise(self, call: Call, entry: Entry) -> Verdict:
         began = perf_counter_ns()
         verdict = entry.decide(call.principal, call.arguments, self._clock.now_ms())
+        if verdict.outcome == "hold" and call.completing is not None:
+            verdict = replace(verdict, outcome="deny", reason="No person is asked about a completion.", terms=None)
         _lap(call, "authorise", began)
         if verdict.outcome != "deny":
             return verdict
@@ -279,6 +291,19 @@ class Pipeline:
 
     def _now(self) -> int:
         return self._clock.now_ms()
+
+
+def _meant(catalog: Catalog, call: Call) -> Entry | None:
+    """What the call names, if it exists for its caller."""
+    if call.asked == "tool":
+        return catalog.resolve(call.name, call.principal)
+    return catalog.resolve_part(call.name, call.principal, expanded=call.completing is None)
+
+
+def _unknown(call: Call) -> UnknownTool:
+    """The one answer for what is unknown and what is invisible, by what was asked for."""
+    kind, name = ("tool", call.name) if call.asked == "tool" else call.name.split(":", 1)
+    return UnknownTool(f"Unknown {kind}: {name[:128]}")
 
 
 def _lap(call: Call, stage: str, began_ns: int) -> None:

@@ -152,7 +152,7 @@ class Desk:
             )
             collected = await self._collect(hold_id, call.principal)
         answer = _ended(collected)
-        return answer if answer is not None else await self.wait(call, collected.invocation)
+        return held_call.as_tool_answer(answer if answer is not None else await self.wait(call, collected.invocation))
 
     async def _collect(self, hold_id: str, principal: Principal) -> Collected:
         collected = await self._store.collect(hold_id, principal.key, self._clock.now_ms())
@@ -166,7 +166,7 @@ class Desk:
     def _still_held(self, held: Invocation) -> Held:
         hold = held.hold
         left_s = max(0, math.ceil((hold.expires_at_ms - self._clock.now_ms()) / 1000)) if hold else 0
-        entry = self._shelf.current.entries.get(held.tool)
+        entry = self._shelf.current.named(held.tool)
         return Held(
             f"Held: {held.tool} waits for a person's approval ({hold.reason if hold else 'a rule asks for it'}; rule "
             f"{held.rule}). Nothing has been done yet. Hold id {held.call_id}, expires in {_spoken(left_s)}.",
@@ -258,15 +258,15 @@ class Desk:
             log.error("the refusal of an approved call is not recorded yet", call_id=call.id, reason=fault.message)
 
     def _entry(self, approved: Invocation) -> Entry | None:
-        entry = self._shelf.current.entries.get(approved.tool)
+        entry = self._shelf.current.named(approved.tool)
         return entry if entry is not None and entry.tool.definition == approved.definition else None
 
     # ------------------------------------------------------------------------------------------------------- reload
 
     async def withdraw_changed(self, old: Catalog, new: Catalog) -> list[Invocation]:
         """After a reload, withdraw holds of tools whose definition is gone: nobody could run them as shown."""
-        kept = {entry.tool.definition for entry in new.entries.values()}
-        gone = {entry.tool.definition for entry in old.entries.values()} - kept
+        kept = {entry.tool.definition for entry in new.everything()}
+        gone = {entry.tool.definition for entry in old.everything()} - kept
         withdrawn: list[Invocation] = []
         if not gone:
             return withdrawn

@@ -6,9 +6,11 @@ It is listed only where some rule can hold a call, and it is small on purpose: e
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from broker.errors import InvalidArguments
+from broker.model.answer import Answer
 
 NAME = "broker_held_call"
 
@@ -42,3 +44,14 @@ def read(arguments: Mapping[str, Any]) -> tuple[str, bool]:
     if not isinstance(withdraw, bool):
         raise InvalidArguments(f"{NAME}: withdraw must be true or false.")
     return hold_id, withdraw
+
+
+def as_tool_answer(answer: Answer) -> Answer:
+    """A collected answer as this tool's: what a resource or a prompt holds becomes content that a model is shown."""
+    more = dict(answer.more)
+    contents, messages = more.pop("contents", None), more.pop("messages", None)
+    if contents is not None:
+        return replace(answer, more=more, content=tuple({"type": "resource", "resource": one} for one in contents))
+    if messages is not None:
+        return replace(answer, more=more, content=tuple(one.get("content", {}) for one in messages))
+    return answer

@@ -17,7 +17,7 @@ NAME_PATTERN = r"^[a-zA-Z0-9_-]{1,64}$"
 RESERVED_PREFIX = "broker_"  # of the broker's own tools
 
 _NAME = re.compile(NAME_PATTERN)
-_PATTERN = re.compile(r"[a-zA-Z0-9_\-*?\[\]!]{1,64}")
+_PATTERN = re.compile(r"[a-zA-Z0-9_\-*?\[\]!]{1,64}|(prompt|resource):[^\s\x00-\x1f\x7f]{1,512}")
 
 
 class Spec(BaseModel):
@@ -53,7 +53,7 @@ def _name(text: str) -> str:
 
 def _selector(text: str) -> str:
     if not _PATTERN.fullmatch(text):
-        raise ValueError("expected a name, or a shell pattern such as orders_*")
+        raise ValueError("expected a name, or a shell pattern such as orders_*, prompt:* or resource:file:///docs/*")
     return text
 
 

@@ -74,6 +74,10 @@ def events(*parts: bytes) -> Response:
     return Response(b"".join(parts), media_type="text/event-stream")
 
 
+def one_event(body: bytes) -> Response:
+    return events(event(body))
+
+
 async def test_one_post_carries_the_call() -> None:
     result, asked = await call(json(frame(result=DONE)))
     assert result == DONE
@@ -98,7 +102,7 @@ async def test_progress_of_this_call_is_passed_on_and_of_no_other() -> None:
 
 
 @pytest.mark.parametrize("other", [ID + 1, str(ID), None, float(ID), True])
-@pytest.mark.parametrize("dress", [json, lambda body: events(event(body))])
+@pytest.mark.parametrize("dress", [json, one_event])
 async def test_an_answer_with_another_id_is_none(other: object, dress: Callable[[bytes], Response]) -> None:
     result, _ = await call(dress(orjson.dumps({"jsonrpc": "2.0", "id": other, "result": DONE})))
     assert isinstance(result, TimedOut)

@@ -153,7 +153,7 @@ async def test_a_modern_list_is_private_and_complete() -> None:
             "/mcp", json=modern("tools/list", {"cursor": "2"}), headers=modern_headers("tools/list")
         )
         assert (paged.status_code, paged.json()["error"]["code"]) == (400, -32602)
-        nothing = await http.post("/mcp", json=modern("resources/list"), headers=modern_headers("resources/list"))
+        nothing = await http.post("/mcp", json=modern("nothing/list"), headers=modern_headers("nothing/list"))
         assert (nothing.status_code, nothing.json()["error"]["code"]) == (404, -32601)
 
 

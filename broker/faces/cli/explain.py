@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from broker.assembly import Broker
     from broker.catalog.catalog import Entry
-    from broker.model.principal import Principal
+from broker.model.part import RESOURCE
+from broker.model.principal import Principal
 
 Step = dict[str, Any]
 
@@ -63,6 +64,8 @@ async def _explain(config: Path | None, agent: str, tool: str, pairs: list[str],
         tell_down(broker)
         caller = house.caller(broker, agent)
         given = read_arguments(pairs, document, broker.pipeline.input_schema(tool))
+        if tool.startswith(RESOURCE):
+            given.setdefault("uri", tool.removeprefix(RESOURCE))
         steps = [_authenticate(caller), *await _stages(broker, caller, tool, given)]
     outcome = steps[-1]["outcome"]
     if as_json:
@@ -85,11 +88,11 @@ def _authenticate(caller: Principal) -> Step:
 
 async def _stages(broker: Broker, caller: Principal, name: str, arguments: dict[str, Any]) -> list[Step]:
     catalog, now_ms = broker.shelf.current, broker.clock.now_ms()
-    entry = catalog.resolve(name, caller)
+    entry = catalog.resolve(name, caller) or catalog.resolve_part(name, caller, expanded=True)
     if entry is None:
         why = (
             "no tool of this name"
-            if name not in catalog.entries
+            if catalog.named(name) is None
             else "there is one, but this agent may not see it (toolsets, deny rules)"
         )
         return [{"stage": "resolve", "outcome": "refused", "code": "unknown_tool", "why": why}]

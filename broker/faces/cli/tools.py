@@ -55,11 +55,11 @@ async def _tools(config: Path | None, agent: str, as_json: bool) -> None:
                 say(f"{safe(agent)} sees no tool.")
             return
         if as_json:
-            print_json([_document(entry) for entry in catalog.entries.values()])
-        elif catalog.entries:
+            print_json([_document(entry) for entry in catalog.everything()])
+        elif any(catalog.everything()):
             print_table(
                 ["TOOL", "VERSION", "EFFECT", "SCOPES", "BACKEND", "OWNER", "TITLE"],
-                [_row(entry) for entry in catalog.entries.values()],
+                [_row(entry) for entry in catalog.everything()],
             )
         else:
             say(f"No tools yet: put manifests into {safe(str(broker.settings.directory / broker.settings.manifests))}.")

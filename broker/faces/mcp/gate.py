@@ -27,7 +27,7 @@ from broker.errors import (
     Unauthenticated,
     UnknownTool,
 )
-from broker.faces.mcp import agreement
+from broker.faces.mcp import agreement, parts
 from broker.faces.mcp import headers as wire
 from broker.faces.mcp.bodies import Body, Budget
 from broker.faces.mcp.calls import build_call, perform
@@ -217,7 +217,7 @@ class Gate:
             return
         if not all(request.accepts):
             raise Stop("not_acceptable", "Refused: accept application/json and text/event-stream.", status=406)
-        if is_call:
+        if message.kind == "request":
             await self._challenge_scopes(request)
         if message.method == "subscriptions/listen":
             await self._stand(request)
@@ -240,8 +240,7 @@ class Gate:
             raise Stop("id_in_use", "Refused: a request with this id is being answered.", code=INVALID_REQUEST)
         self._in_use.add(use)
         try:
-            if message.method == "tools/call":
-                await self._challenge_scopes(request)
+            await self._challenge_scopes(request)
             await self._go_on(request)
         finally:
             self._in_use.discard(use)
@@ -270,6 +269,10 @@ class Gate:
         scope, so that nothing is done twice.
         """
         message, house = request.message, self._house
+        if message.method in parts.METHODS:
+            await self._challenge_part(request)
+        if message.method != "tools/call":
+            return
         name = message.params.get("name")
         if not isinstance(name, str) or not house.pipeline.missing_scopes(name, request.principal):
             return
@@ -289,6 +292,30 @@ class Gate:
             request.scope[OUTCOME] = refusal
         except Malformed:
             return  # the SDK refuses it in its own words
+
+    async def _challenge_part(self, request: Request) -> None:
+        """The same for what is read or got, or completed."""
+        message, house = request.message, self._house
+        try:
+            call = parts.build_part_call(
+                message.method,
+                message.params,
+                principal=request.principal,
+                face=request.face,
+                now_ms=house.clock.now_ms(),
+                request_id=message.id,
+                trace_parent=request.trace_parent,
+            )
+        except Malformed:
+            return  # the SDK refuses it in its own words
+        if not house.pipeline.lacks_scopes(call):
+            return
+        try:
+            request.scope[OUTCOME] = await parts.perform_part(house.pipeline, call)
+        except (InsufficientScope, Unauthenticated) as refusal:
+            raise self._challenged(request, refusal) from None
+        except BrokerError as error:
+            request.scope[OUTCOME] = error
 
     def _challenged(self, request: Request, refusal: BrokerError) -> Stop:
         if not isinstance(refusal, InsufficientScope):

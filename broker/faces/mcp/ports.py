@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from broker.catalog.catalog import PartsListed
 from broker.model.answer import Answer
 from broker.model.call import Call
 from broker.model.principal import Principal
@@ -25,6 +26,14 @@ class Pipeline(Protocol):
 
     def missing_scopes(self, name: str, principal: Principal) -> frozenset[str]:
         """Scopes the caller lacks for a tool that is visible to it; empty for every other tool."""
+        ...
+
+    def parts(self, principal: Principal) -> PartsListed:
+        """Entries of resources/list, resources/templates/list and prompts/list of what this caller may use."""
+        ...
+
+    def lacks_scopes(self, call: Call) -> bool:
+        """Whether what this call names is visible to its caller, who lacks scopes for it."""
         ...
 
     def input_schema(self, name: str) -> Mapping[str, Any] | None:

@@ -9,8 +9,8 @@ What must not live here: private parts of the SDK (`sdk`), decisions about calls
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from time import time
 from typing import Any
@@ -26,12 +26,14 @@ from mcp.shared.subscriptions import SUBSCRIPTION_ID_META_KEY, ToolsListChanged,
 
 from broker.errors import InsufficientScope, Malformed, Unauthenticated, UnknownTool
 from broker.faces.mcp import stdio
-from broker.faces.mcp.agreement import INVALID_PARAMS, MODERN
-from broker.faces.mcp.calls import build_call, perform, unknown_tool, without_server
+from broker.faces.mcp.agreement import INVALID_PARAMS
+from broker.faces.mcp.calls import build_call, perform, unknown_tool
 from broker.faces.mcp.direct import Direct
 from broker.faces.mcp.gate import METHODS, Gate
 from broker.faces.mcp.headers import Places
 from broker.faces.mcp.ports import Authenticate, Challenge, Clock, House, Pipeline, Refused
+from broker.faces.mcp.progress import Progress
+from broker.faces.mcp.relay import CACHE_HINTS, Relay, complete, scope_of, trace_parent
 from broker.faces.mcp.request import FACE, OUTCOME, PRINCIPAL, App, Receive, Scope, Send
 from broker.faces.mcp.sdk import BrokerServer, connection_of, owner, silence
 from broker.faces.mcp.sessions import Audience
@@ -205,10 +207,12 @@ class AgentServer:
             cache_hints={
                 "tools/list": CacheHint(ttl_ms=0, scope="private"),
                 "server/discover": CacheHint(ttl_ms=0, scope="private"),
+                **CACHE_HINTS,
             },
         )
         server.add_request_handler("tools/list", mcp_types.PaginatedRequestParams, self._list_tools)
         server.add_request_handler("tools/call", mcp_types.CallToolRequestParams, self._call_tool)
+        Relay(self._house, self._answering).register(server)
         server.add_request_handler("subscriptions/listen", mcp_types.SubscriptionsListenRequestParams, self._listen)
         server.add_notification_handler("notifications/initialized", mcp_types.NotificationParams, self._initialized)
         return server
@@ -228,20 +232,26 @@ class AgentServer:
         principal = _principal(context)
         listing = self._house.pipeline.listing(principal)
         self._audience.was_shown(connection_of(context), principal, listing)
-        return _complete(context, {"tools": [dict(entry) for entry in listing]})
+        return complete(context, {"tools": [dict(entry) for entry in listing]})
 
     async def _call_tool(self, context: Context, _params: mcp_types.CallToolRequestParams) -> dict[str, Any]:
         """The raw params, not the typed ones: nothing that a client sent is lost or changed on the way."""
-        scope = _scope(context)
+        scope = scope_of(context)
         outcome = scope.pop(OUTCOME, None)
         if isinstance(outcome, UnknownTool):
             raise MCPError(INVALID_PARAMS, unknown_tool(str((context.params or {}).get("name"))))
         if outcome is not None:
-            return _complete(context, outcome)
+            return complete(context, outcome)
+        with self._answering(scope):
+            return await self._perform(context, scope)
+
+    @contextmanager
+    def _answering(self, scope: Mapping[str, Any]) -> Generator[None]:
+        """While a call is answered: `drain` waits for those whose answers travel on an HTTP+SSE stream."""
         streamed = scope[FACE] == "mcp-sse"
         self._on_streams += streamed
         try:
-            return await self._perform(context, scope)
+            yield
         finally:
             self._on_streams -= streamed
             if not self._on_streams:
@@ -257,17 +267,17 @@ class AgentServer:
                 now_ms=self._house.clock.now_ms(),
                 request_id=context.request_id,
                 capabilities=capabilities.model_dump(by_alias=True, exclude_none=True) if capabilities else {},
-                trace_parent=_trace_parent(scope),
+                trace_parent=trace_parent(scope),
             )
         except Malformed as fault:
             raise MCPError(INVALID_PARAMS, fault.message) from None
-        call.progress = _Progress(context).report
+        call.progress = Progress(context).report
         try:
-            return _complete(context, await perform(self._house.pipeline, call))
+            return complete(context, await perform(self._house.pipeline, call))
         except UnknownTool:
             raise MCPError(INVALID_PARAMS, unknown_tool(call.name)) from None
         except (InsufficientScope, Unauthenticated) as refusal:  # no status to give here: stdio, or an open stream
-            return _complete(context, as_result(refusal, call.id))
+            return complete(context, as_result(refusal, call.id))
 
     async def _initialized(self, context: Context, _params: mcp_types.NotificationParams) -> None:
         connection = connection_of(context)
@@ -301,39 +311,5 @@ class AgentServer:
         return mcp_types.SubscriptionsListenResult(_meta=meta)
 
 
-class _Progress:
-    """Progress of one call to its caller: only ever rising, and no error when the caller has gone."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._last = float("-inf")
-
-    async def report(self, progress: float, total: float | None, message: str | None) -> None:
-        if progress <= self._last:
-            return
-        self._last = progress
-        try:
-            await self._context.session.report_progress(progress, total, message)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            return
-
-
-def _complete(context: Context, result: dict[str, Any]) -> dict[str, Any]:
-    """A result as the SDK takes it from a handler: of a dict, it asks the modern revision's `resultType`."""
-    if context.protocol_version in MODERN:
-        result.setdefault("resultType", "complete")
-    return without_server(result)
-
-
-def _scope(context: Context) -> dict[str, Any]:
-    """The ASGI scope of the very HTTP request that carries this message; on stdio, what the launch said."""
-    request: Any = context.request
-    return request.scope
-
-
 def _principal(context: Context) -> Principal:
-    return _scope(context)[PRINCIPAL]
-
-
-def _trace_parent(scope: Mapping[str, Any]) -> str:
-    return next((v.decode("latin-1") for k, v in scope.get("headers", ()) if k == b"traceparent"), "")
+    return scope_of(context)[PRINCIPAL]

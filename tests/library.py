@@ -19,6 +19,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.server.lowlevel.server import NotificationOptions, Server
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
 from mcp.shared.exceptions import MCPError
+from mcp.shared.subscriptions import ResourcesListChanged
 from starlette.responses import JSONResponse
 
 from broker.assembly import Broker
@@ -106,6 +107,14 @@ class Library:
         known = params.context.arguments if params.context and params.context.arguments else {}
         values = [f"{params.argument.value}{end}" for end in ("a", "b")] + sorted(known.values())
         return types.CompleteResult(completion=types.Completion(values=values, total=2, has_more=False))
+
+    async def gain(self, uri: str) -> None:
+        """A new book, announced to whoever listens."""
+        self.books.append(uri)
+        if self.legacy:
+            await self.sessions[-1].send_resource_list_changed()
+        else:
+            await self.bus.publish(ResourcesListChanged())
 
     def app(self) -> Any:
         inner: Any = self.server.streamable_http_app()

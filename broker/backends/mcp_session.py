@@ -175,7 +175,7 @@ class Link:
             carrier = await self._carrier(self)
             with anyio.move_on_after(self._start_s) as self._attempt:
                 async with carrier.streams() as streams:
-                    session = sdk.Session(streams, on_end=self.lost, on_tools_changed=self._stale)
+                    session = sdk.Session(streams, on_end=self.lost, on_changed=self._stale)
                     async with session, anyio.create_task_group() as tasks:
                         connection = self._current = Connection(self._name, session, tasks, carrier.marks_left)
                         try:
@@ -236,7 +236,7 @@ class Link:
         self._usable = connection
         self._wanted = False
         self._used_at = anyio.current_time()
-        if connection.session.is_modern and connection.session.announces_tools:
+        if connection.session.is_modern and connection.session.announces_changes:
             tasks.start_soon(self._hear, connection)
         self._show(connection)
         while not connection.over and not self._stopping:
@@ -315,7 +315,7 @@ class Link:
         try:
             await self._list(connection)
         except (Rejected, AnswerWithheld) as error:
-            self._notes = f"its tools could not be listed again: {error.message}"
+            self._notes = f"its lists could not be read again: {error.message}"
         self._show(connection)
 
     def _stale(self) -> None:

@@ -51,6 +51,12 @@ __all__ = [
 Streams = tuple[Any, Any]
 """(read, write): the SDK's message streams of one connection."""
 
+_LIST_CHANGED = (
+    types.ToolListChangedNotification,
+    types.ResourceListChangedNotification,
+    types.PromptListChangedNotification,
+)
+
 NOTIFICATIONS_BURST = 1000
 NOTIFICATIONS_PER_S = 1000.0
 
@@ -132,11 +138,11 @@ class _Dispatcher(JSONRPCDispatcher[Any]):
 class Session:
     """One connection's session: negotiated once, then raw requests. Enter and leave it in one task.
 
-    on_end: called when the peer closed the connection. on_tools_changed: called when it says its tools changed.
+    on_end: called when the peer closed the connection. on_changed: called when it says that one of its lists changed.
     """
 
-    def __init__(self, streams: Streams, *, on_end: Callable[[], None], on_tools_changed: Callable[[], None]) -> None:
-        self._on_tools_changed = on_tools_changed
+    def __init__(self, streams: Streams, *, on_end: Callable[[], None], on_changed: Callable[[], None]) -> None:
+        self._on_changed = on_changed
         self._dispatcher = _Dispatcher(*streams, on_end)
         self._session = ClientSession(
             dispatcher=self._dispatcher,
@@ -152,8 +158,8 @@ class Session:
         return await self._session.__aexit__(*exc_info)
 
     async def _heard(self, message: types.ServerNotification | Exception) -> None:
-        if isinstance(message, types.ToolListChangedNotification):
-            self._on_tools_changed()
+        if isinstance(message, _LIST_CHANGED):
+            self._on_changed()
 
     # -------------------------------------------------------------------------------------------------------- eras
 
@@ -225,10 +231,13 @@ class Session:
         return getattr(capabilities, capability) is not None
 
     @property
-    def announces_tools(self) -> bool:
-        """Whether it tells when its tools change."""
-        capabilities = self._session.server_capabilities
-        return bool(capabilities and capabilities.tools and capabilities.tools.list_changed)
+    def announces_changes(self) -> bool:
+        """Whether it tells when one of its lists changes."""
+        return any(self._announces(capability) for capability in ("tools", "resources", "prompts"))
+
+    def _announces(self, capability: str) -> bool:
+        declared: Any = getattr(self._session.server_capabilities, capability, None)
+        return bool(declared and declared.list_changed)
 
     # ---------------------------------------------------------------------------------------------------- requests
 
@@ -265,16 +274,21 @@ class Session:
         return refused
 
     async def hear_changes(self, ack_s: float) -> None:
-        """Follow `subscriptions/listen` (modern only) until it ends; each event is `on_tools_changed`.
+        """Follow `subscriptions/listen` (modern only) until it ends; each event is `on_changed`.
 
         Returns when the peer ended it or would not have it.
         """
         try:
             with anyio.move_on_after(ack_s) as waiting:
-                async with listen(self._session, tools_list_changed=True) as events:
+                async with listen(
+                    self._session,
+                    tools_list_changed=self._announces("tools"),
+                    resources_list_changed=self._announces("resources"),
+                    prompts_list_changed=self._announces("prompts"),
+                ) as events:
                     waiting.deadline = float("inf")
                     async for _ in events:
-                        self._on_tools_changed()
+                        self._on_changed()
         except (MCPError, RuntimeError, TimeoutError):  # SubscriptionLost and ListenNotSupportedError are RuntimeErrors
             return
 

@@ -58,16 +58,21 @@ def test_the_session_still_keeps_its_connection_there() -> None:
     assert session._connection is connection  # pyright: ignore[reportPrivateUsage]  # the touch itself
     assert connection.exit_stack
     assert callable(connection.send_tool_list_changed)
+    assert callable(connection.send_resource_list_changed)
+    assert callable(connection.send_prompt_list_changed)
 
 
 def test_handshake_era_sessions_hear_that_lists_change() -> None:
     async def handler(*_: Any) -> None: ...
 
     server = BrokerServer("x")
-    server.add_request_handler("tools/list", mcp_types.PaginatedRequestParams, handler)
-    tools = server.create_initialization_options().capabilities.tools
-    assert tools is not None
-    assert tools.list_changed is True
+    for method in ("tools/list", "resources/list", "prompts/list"):
+        server.add_request_handler(method, mcp_types.PaginatedRequestParams, handler)
+    said = server.create_initialization_options().capabilities
+    assert said.tools is not None
+    assert said.resources is not None
+    assert said.prompts is not None
+    assert (said.tools.list_changed, said.resources.list_changed, said.prompts.list_changed) == (True, True, True)
 
 
 def test_sessions_are_bound_by_the_principal_key_and_by_nothing_else() -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx2
 import mcp_types as types
 import pytest
+from mcp.client.client import Client
 from mcp.shared.exceptions import MCPError
+from mcp.shared.subscriptions import ResourcesListChanged
 
 from broker.errors import Held
 from tests.library import IMPORT, READER, Library, client_of, reading
@@ -285,3 +288,43 @@ async def test_the_agents_own_meta_goes_along_and_reserved_keys_do_not(tmp_path:
         meta = library.asked[0][1]["_meta"]
         assert meta["dev.example/x"] == 1
         assert meta["io.modelcontextprotocol/clientInfo"]["name"] == "broker"
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["modern-server", "legacy-server"])
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_a_change_of_a_servers_resources_reaches_those_whose_list_changed(
+    mode: str, legacy: bool, tmp_path: Path
+) -> None:
+    library = Library(legacy=legacy)
+    told = anyio.Event()
+    heard: list[str] = []
+
+    async def hear(message: Any) -> None:
+        heard.append(getattr(message, "method", ""))
+        if heard[-1] == "notifications/resources/list_changed":
+            told.set()
+
+    async def listen(client: Client) -> None:
+        if mode == "auto":
+            async with client.listen(resources_list_changed=True, prompts_list_changed=True) as events:
+                listening.set()
+                async for event in events:
+                    heard.append(type(event).__name__)
+                    if isinstance(event, ResourcesListChanged):
+                        told.set()
+        else:
+            listening.set()
+
+    listening = anyio.Event()
+    async with reading(tmp_path, library) as house, client_of(house, mode=mode, message_handler=hear) as client:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listen, client)
+            await listening.wait()
+            while not told.is_set():  # the streams of events open some time after the handshakes
+                await library.gain(f"book://new{len(library.books)}")
+                with anyio.move_on_after(1.5):
+                    await told.wait()
+            tasks.cancel_scope.cancel()
+        uris = [str(one.uri) for one in (await client.list_resources(cache_mode="bypass")).resources]
+        assert "book://new3" in uris
+        assert not {"PromptsListChanged", "notifications/prompts/list_changed"} & set(heard)

@@ -66,7 +66,7 @@ async def test_a_listen_stream_acknowledges_tells_and_ends_in_good_order() -> No
                     elif len(events) == 2:
                         house.stop.set()
     acknowledged, changed, end = events
-    assert acknowledged["params"]["notifications"] == {"toolsListChanged": True}
+    assert acknowledged["params"]["notifications"] == {"toolsListChanged": True, "promptsListChanged": True}
     assert changed["method"] == "notifications/tools/list_changed"
     assert changed["params"]["_meta"]["io.modelcontextprotocol/subscriptionId"] == "sub"
     assert (end["id"], end["result"]["resultType"]) == ("sub", "complete")
@@ -80,6 +80,11 @@ class Ear:
     async def send_tool_list_changed(self) -> None:
         self.heard += 1
         self.event.set()
+
+    async def send_resource_list_changed(self) -> None:
+        raise AssertionError("nothing of it changed")
+
+    send_prompt_list_changed = send_resource_list_changed
 
 
 async def test_only_those_whose_own_list_changed_are_told() -> None:

@@ -12,14 +12,14 @@ from broker.faces.cli.arguments import read_arguments
 from broker.faces.cli.call import tell_down
 from broker.faces.cli.output import print_json, say, span, styled
 from broker.faces.cli.text import safe
+from broker.model.part import RESOURCE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from broker.assembly import Broker
     from broker.catalog.catalog import Entry
-from broker.model.part import RESOURCE
-from broker.model.principal import Principal
+    from broker.model.principal import Principal
 
 Step = dict[str, Any]
 

@@ -23,6 +23,8 @@ from broker.faces.mcp.parts import as_error, build_part_call, perform_part
 from broker.faces.mcp.ports import House
 from broker.faces.mcp.progress import Progress
 from broker.faces.mcp.request import FACE, OUTCOME, PRINCIPAL
+from broker.faces.mcp.sdk import connection_of
+from broker.faces.mcp.sessions import Audience
 from broker.model.call import Call
 
 Context = ServerRequestContext[Any, Any]
@@ -34,8 +36,11 @@ CACHE_HINTS = dict.fromkeys(("resources/list", "resources/templates/list", "reso
 class Relay:
     """answering: entered while a call is answered whose answer travels on a standing stream."""
 
-    def __init__(self, house: House, answering: Callable[[Mapping[str, Any]], AbstractContextManager[None]]) -> None:
+    def __init__(
+        self, house: House, audience: Audience, answering: Callable[[Mapping[str, Any]], AbstractContextManager[None]]
+    ) -> None:
         self._house = house
+        self._audience = audience
         self._answering = answering
 
     def register(self, server: Server[Any]) -> None:
@@ -57,7 +62,10 @@ class Relay:
         return _page(context, params, "prompts", self._listed(context).prompts)
 
     def _listed(self, context: Context) -> PartsListed:
-        return self._house.pipeline.parts(scope_of(context)[PRINCIPAL])
+        principal = scope_of(context)[PRINCIPAL]
+        parts = self._house.pipeline.parts(principal)
+        self._audience.was_shown_parts(connection_of(context), principal, parts)
+        return parts
 
     async def _read(self, context: Context, _params: mcp_types.ReadResourceRequestParams) -> dict[str, Any]:
         result = await self._perform(context, "resources/read")

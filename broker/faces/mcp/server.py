@@ -22,7 +22,13 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.exceptions import MCPError
 from mcp.shared.message import SessionMessage
-from mcp.shared.subscriptions import SUBSCRIPTION_ID_META_KEY, ToolsListChanged, event_to_notification
+from mcp.shared.subscriptions import (
+    SUBSCRIPTION_ID_META_KEY,
+    PromptsListChanged,
+    ResourcesListChanged,
+    ToolsListChanged,
+    event_to_notification,
+)
 
 from broker.errors import InsufficientScope, Malformed, Unauthenticated, UnknownTool
 from broker.faces.mcp import stdio
@@ -47,6 +53,7 @@ from broker.settings import Settings
 NAME = "broker"
 TITLE = "Governed MCP broker"
 INTERNAL_ERROR = -32603
+_CHANGED = {"tools": ToolsListChanged, "resources": ResourcesListChanged, "prompts": PromptsListChanged}
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 Context = ServerRequestContext[Any, Any]
@@ -212,7 +219,7 @@ class AgentServer:
         )
         server.add_request_handler("tools/list", mcp_types.PaginatedRequestParams, self._list_tools)
         server.add_request_handler("tools/call", mcp_types.CallToolRequestParams, self._call_tool)
-        Relay(self._house, self._answering).register(server)
+        Relay(self._house, self._audience, self._answering).register(server)
         server.add_request_handler("subscriptions/listen", mcp_types.SubscriptionsListenRequestParams, self._listen)
         server.add_notification_handler("notifications/initialized", mcp_types.NotificationParams, self._initialized)
         return server
@@ -285,16 +292,25 @@ class AgentServer:
         connection.exit_stack.callback(self._audience.leave, connection)
 
     async def _listen(self, context: Context, params: mcp_types.SubscriptionsListenRequestParams) -> Any:
-        """One listen stream. Only tool list changes are honoured: there is nothing else here that changes."""
+        """One listen stream. List changes are honoured; updates of single resources are not relayed yet."""
         subscription = context.request_id
         if subscription is None:
             raise MCPError(INVALID_REQUEST, "subscriptions/listen needs an id")
         meta: dict[str, Any] = {SUBSCRIPTION_ID_META_KEY: subscription}
-        wanted = bool(params.notifications.tools_list_changed)
+        asked = params.notifications
+        wanted = {
+            "tools": bool(asked.tools_list_changed),
+            "resources": bool(asked.resources_list_changed),
+            "prompts": bool(asked.prompts_list_changed),
+        }
         with self._audience.listening(_principal(context)) as shown:
             if shown is None:
                 raise MCPError(INTERNAL_ERROR, "Refused: too many listen streams are open (limit: sessions).")
-            honoured = mcp_types.SubscriptionFilter(tools_list_changed=True if wanted else None)
+            honoured = mcp_types.SubscriptionFilter(
+                tools_list_changed=wanted["tools"] or None,
+                resources_list_changed=wanted["resources"] or None,
+                prompts_list_changed=wanted["prompts"] or None,
+            )
             await context.session.send_notification(
                 mcp_types.SubscriptionsAcknowledgedNotification(
                     params=mcp_types.SubscriptionsAcknowledgedNotificationParams(notifications=honoured, _meta=meta)
@@ -304,10 +320,12 @@ class AgentServer:
             while not shown.ending:
                 await shown.changed.wait()
                 shown.changed = anyio.Event()
-                if wanted and not shown.ending:
-                    await context.session.send_notification(
-                        event_to_notification(ToolsListChanged(), meta), related_request_id=subscription
-                    )
+                news, shown.news = shown.news, set()
+                for kind in sorted(news) if not shown.ending else ():
+                    if wanted[kind]:
+                        await context.session.send_notification(
+                            event_to_notification(_CHANGED[kind](), meta), related_request_id=subscription
+                        )
         return mcp_types.SubscriptionsListenResult(_meta=meta)
 
 

@@ -1,4 +1,5 @@
-"""Who is told when the tools change: handshake-era sessions on any transport, and `subscriptions/listen` streams.
+"""Who is told when tools, resources or prompts change: handshake-era sessions on any transport, and
+`subscriptions/listen` streams.
 
 Each is told only when its own list has changed since it was last shown: the list of others is not its business, and a
 reload that changes nothing for it costs it nothing. Announcements are gathered, so a burst of reloads is one message.
@@ -8,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import anyio
 
+from broker.catalog.catalog import PartsListed
 from broker.faces.mcp.ports import Pipeline
 from broker.model.principal import Principal
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 TELL_WITHIN_S = 5.0
 
 Listing = tuple[Mapping[str, Any], ...]
+Changing = Literal["tools", "resources", "prompts"]
 
 
 class Member(Protocol):
@@ -29,15 +32,21 @@ class Member(Protocol):
 
     async def send_tool_list_changed(self) -> None: ...
 
+    async def send_resource_list_changed(self) -> None: ...
+
+    async def send_prompt_list_changed(self) -> None: ...
+
 
 @dataclass(slots=True, eq=False)
 class Shown:
-    """What one listener was last shown, and whether it has to be told of a change, or of the end."""
+    """What one listener was last shown, and whether it has to be told of a change, or of the end. news: of what."""
 
     principal: Principal
     listing: Listing
+    parts: PartsListed
     changed: anyio.Event
     ending: bool = False
+    news: set[Changing] = field(default_factory=set[Changing])
 
 
 class Audience:
@@ -56,7 +65,7 @@ class Audience:
 
     def join(self, member: Member, principal: Principal) -> None:
         """A handshake-era session is initialised and may be notified from now on."""
-        self._members[member] = Shown(principal, self._pipeline.listing(principal), anyio.Event())
+        self._members[member] = self._shown(principal)
 
     def leave(self, member: Member) -> None:
         self._members.pop(member, None)
@@ -67,13 +76,20 @@ class Audience:
         if shown is not None:
             shown.principal, shown.listing = principal, listing
 
+    def was_shown_parts(self, member: Member, principal: Principal, parts: PartsListed) -> None:
+        """The same for its resources, templates or prompts."""
+        shown = self._members.get(member)
+        if shown is not None:
+            shown.principal, shown.parts = principal, parts
+
     @contextmanager
     def listening(self, principal: Principal) -> Generator[Shown | None]:
         """One listen stream for as long as it is open; None when there are too many."""
         if len(self._streams) >= self._most:
             yield None
             return
-        shown = Shown(principal, self._pipeline.listing(principal), anyio.Event(), self._ending)
+        shown = self._shown(principal)
+        shown.ending = self._ending
         self._streams.add(shown)
         try:
             yield shown
@@ -97,21 +113,41 @@ class Audience:
             await self._news.wait()
             self._news = anyio.Event()
             for shown in list(self._streams):
-                if self._has_changed(shown):
+                if news := self._news_for(shown):
+                    shown.news |= news
                     shown.changed.set()
             async with anyio.create_task_group() as telling:
                 for member, shown in list(self._members.items()):
-                    if self._has_changed(shown):
-                        telling.start_soon(_tell, member)
+                    if news := self._news_for(shown):
+                        telling.start_soon(_tell, member, news)
 
-    def _has_changed(self, shown: Shown) -> bool:
-        now = self._pipeline.listing(shown.principal)
-        if now is shown.listing or now == shown.listing:
-            return False
-        shown.listing = now
-        return True
+    def _shown(self, principal: Principal) -> Shown:
+        return Shown(principal, self._pipeline.listing(principal), self._pipeline.parts(principal), anyio.Event())
+
+    def _news_for(self, shown: Shown) -> set[Changing]:
+        """Which of its lists differ from what it was last shown; from now on it counts as told."""
+        news: set[Changing] = set()
+        listing, parts, known = (
+            self._pipeline.listing(shown.principal),
+            self._pipeline.parts(shown.principal),
+            shown.parts,
+        )
+        if listing is not shown.listing and listing != shown.listing:
+            news.add("tools")
+        if parts is not known:
+            if (parts.resources, parts.templates) != (known.resources, known.templates):
+                news.add("resources")
+            if parts.prompts != known.prompts:
+                news.add("prompts")
+        shown.listing, shown.parts = listing, parts
+        return news
 
 
-async def _tell(member: Member) -> None:
+async def _tell(member: Member, news: set[Changing]) -> None:
     with anyio.move_on_after(TELL_WITHIN_S):  # a client that does not read must not delay the others for long
-        await member.send_tool_list_changed()
+        if "tools" in news:
+            await member.send_tool_list_changed()
+        if "resources" in news:
+            await member.send_resource_list_changed()
+        if "prompts" in news:
+            await member.send_prompt_list_changed()

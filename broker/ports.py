@@ -151,6 +151,10 @@ class BackendContext(Protocol):
         """Tell the house that `offer` or `health` of this backend changed. Cheap, thread-safe, may be called often."""
         ...
 
+    def resource_updated(self, backend: str, uri: str) -> None:
+        """Tell the house that a followed resource, by its server's URI, changed. From the loop; returns at once."""
+        ...
+
 
 class BackendKind(Protocol):
     """A row of BACKENDS: module-level object `KIND` of backends/<kind>.py.

@@ -10,7 +10,7 @@ that must be left by the task that entered them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -69,6 +69,7 @@ class Reconciler:
         self._backends = backends
         self._owned: dict[str, _Owned] = {}
         self._offers: dict[str, Offer] = {}
+        self.on_resource_updated: set[Callable[[str, str], None]] = set()  # (backend, its URI); quick, and not raising
         self._manifests: Manifests | None = None
         self._stirred = anyio.Event()
         self._turn = anyio.Lock()
@@ -85,6 +86,11 @@ class Reconciler:
     def offer_changed(self, backend: str) -> None:  # noqa: ARG002 – the port names it; one flag serves all
         """See BackendContext."""
         self._stirred.set()
+
+    def resource_updated(self, backend: str, uri: str) -> None:
+        """See BackendContext."""
+        for callback in tuple(self.on_resource_updated):
+            callback(backend, uri)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:

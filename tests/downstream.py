@@ -35,6 +35,7 @@ class House:
         self.tasks = tasks
         self.directory = directory
         self.values: dict[str, str] = {}
+        self.updated: list[tuple[str, str]] = []
         self.now = 1_800_000_000_000
         self._changed = anyio.Event()
         self.clock: Clock = self
@@ -48,6 +49,10 @@ class House:
             return self.values[reference]
         except KeyError:
             raise LookupError(f"{reference} is not set") from None
+
+    def resource_updated(self, backend: str, uri: str) -> None:
+        self.updated.append((backend, uri))
+        self.offer_changed(backend)
 
     def offer_changed(self, backend: str) -> None:
         self._changed.set()

@@ -19,7 +19,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.server.lowlevel.server import NotificationOptions, Server
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
 from mcp.shared.exceptions import MCPError
-from mcp.shared.subscriptions import ResourcesListChanged
+from mcp.shared.subscriptions import ResourcesListChanged, ResourceUpdated
 from starlette.responses import JSONResponse
 
 from broker.assembly import Broker
@@ -57,6 +57,8 @@ class Library:
             on_get_prompt=self.prompt,
             on_completion=self.completion,
             on_subscriptions_listen=ListenHandler(self.bus),
+            on_subscribe_resource=self.subscribe,
+            on_unsubscribe_resource=self.subscribe,
         )
 
     def note(self, ctx: Any) -> None:
@@ -115,6 +117,17 @@ class Library:
             await self.sessions[-1].send_resource_list_changed()
         else:
             await self.bus.publish(ResourcesListChanged())
+
+    async def subscribe(self, ctx: Any, params: Any) -> types.EmptyResult:
+        self.note(ctx)
+        return types.EmptyResult()
+
+    async def update(self, uri: str) -> None:
+        """A book changed."""
+        if self.legacy:
+            await self.sessions[-1].send_resource_updated(uri)
+        else:
+            await self.bus.publish(ResourceUpdated(uri=uri))
 
     def app(self) -> Any:
         inner: Any = self.server.streamable_http_app()
@@ -185,6 +198,7 @@ async def reading(folder: Path, *libraries: Library, manifests: str = IMPORT, **
                 clock=broker.clock,
             )
             stack.callback(broker.shelf.subscribe(agents.announce_tools_changed))
+            broker.reconciler.on_resource_updated.add(agents.resource_updated)
             tasks = await stack.enter_async_context(anyio.create_task_group())
 
             async def run() -> None:

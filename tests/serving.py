@@ -46,6 +46,9 @@ class Tools:
     def parts(self, principal: Principal) -> PartsListed:
         return PartsListed()
 
+    def is_told(self, uri: str, principal: Principal, backend: str, natural: str) -> bool:
+        return False
+
     def lacks_scopes(self, call: Call) -> bool:
         return False
 

@@ -23,7 +23,7 @@ from broker.backends.address import Origin
 from broker.backends.bulkhead import Bulkhead
 from broker.backends.credential import Credential
 from broker.backends.decoding import short, storable
-from broker.backends.mcp_part import fault_of, renamed, request_of
+from broker.backends.mcp_part import fault_of, natural_uri, renamed, request_of
 from broker.backends.spec import REFERENCE, Bytes, Seconds, Section, Tls
 from broker.errors import AnswerWithheld, Rejected, Unavailable
 from broker.model.answer import Answer
@@ -137,6 +137,7 @@ class McpBackend:
             idle_s=self._spec.idle_stop,
             max_tools=self._spec.max_tools,
             on_change=lambda: self._context.offer_changed(self.name),
+            on_updated=lambda uri: self._context.resource_updated(self.name, uri),
         )
         self._context.tasks.start_soon(self._link.run)
 
@@ -146,6 +147,10 @@ class McpBackend:
             raise Unavailable(f"Backend {self.name!r} is closed. Nothing was sent.")
         timeout_s = min(tool.timeout_s, self._spec.timeout)
         deadline = anyio.current_time() + timeout_s
+        if isinstance(tool.action, Part) and call.follow:
+            uri = natural_uri(tool.action, arguments)
+            call.release = await self._link.watch(uri, deadline=deadline, timeout_s=timeout_s)
+            return Answer(status="MCP resources/subscribe")
         if isinstance(tool.action, Part):
             method, params = request_of(tool.action, arguments, call)
         else:

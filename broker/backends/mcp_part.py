@@ -22,7 +22,12 @@ def request_of(part: Part, arguments: Mapping[str, Any], call: Call) -> tuple[st
     if part.family == "prompts":
         params: dict[str, Any] = {"name": part.natural}
         return "prompts/get", {**params, "arguments": dict(arguments)} if arguments else params
-    return "resources/read", {"uri": str(arguments["uri"]).removeprefix(part.prefix)}
+    return "resources/read", {"uri": natural_uri(part, arguments)}
+
+
+def natural_uri(part: Part, arguments: Mapping[str, Any]) -> str:
+    """The URI as its server calls it."""
+    return str(arguments["uri"]).removeprefix(part.prefix)
 
 
 def fault_of(part: Part, result: Mapping[str, Any], *, completing: bool) -> str:

@@ -29,6 +29,7 @@ from broker.backends.mcp_child import ChildError
 from broker.backends.mcp_connection import Connection
 from broker.backends.mcp_modern import ModernCalls, Progress
 from broker.backends.mcp_offer import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Kind, Listing, list_all
+from broker.backends.mcp_watch import Subscribe, Watched
 from broker.errors import AnswerWithheld, BrokerError, Rejected, Unavailable
 from broker.ports import Clock, Health, Offer
 
@@ -96,6 +97,7 @@ class Link:
         idle_s: float,
         max_tools: int,
         on_change: Callable[[], None],
+        on_updated: Callable[[str], None] = lambda _uri: None,
     ) -> None:
         self._name = name
         self._carrier = carrier
@@ -105,6 +107,8 @@ class Link:
         self._idle_s = idle_s
         self._max_tools = max_tools
         self._on_change = on_change
+        self._on_updated = on_updated
+        self.watched = Watched(name)
         self._current: Connection | None = None  # being made or used
         self._usable: Connection | None = None
         self._legacy = False  # the era found last; tried first
@@ -175,7 +179,7 @@ class Link:
             carrier = await self._carrier(self)
             with anyio.move_on_after(self._start_s) as self._attempt:
                 async with carrier.streams() as streams:
-                    session = sdk.Session(streams, on_end=self.lost, on_changed=self._stale)
+                    session = sdk.Session(streams, on_end=self.lost, on_changed=self._stale, on_updated=self._updated)
                     async with session, anyio.create_task_group() as tasks:
                         connection = self._current = Connection(self._name, session, tasks, carrier.marks_left)
                         try:
@@ -238,10 +242,12 @@ class Link:
         self._used_at = anyio.current_time()
         if connection.session.is_modern and connection.session.announces_changes:
             tasks.start_soon(self._hear, connection)
+        if connection.session.tells_updates:
+            tasks.start_soon(self.watched.keep, connection.session, self._subscriber(connection))
         self._show(connection)
         while not connection.over and not self._stopping:
             idle_s = self._used_at + self._idle_s - anyio.current_time() if self._idle_s else math.inf
-            if idle_s <= 0 and connection.is_idle:
+            if idle_s <= 0 and connection.is_idle and not self.watched.any:
                 self._become("up", "asleep until it is called")
                 return
             await self._until(lambda: connection.over or connection.stale, max(idle_s, 0.01))
@@ -254,6 +260,33 @@ class Link:
             # The stream is gone: the server restarted, or its list changed while nobody listened. Looking tells.
             await anyio.sleep(LISTEN_AGAIN_S)
             self._stale()
+
+    def _updated(self, uri: str) -> None:
+        if self.watched.has(uri):
+            self._on_updated(uri)
+
+    def _subscriber(self, connection: Connection) -> Subscribe:
+        async def ask(method: str, uri: str) -> None:
+            exchange = Exchange(anyio.current_time() + ACK_S)
+            with anyio.move_on_after(ACK_S):
+                await connection.send(method, {"uri": uri}, exchange, None)
+            if exchange.error is not None:
+                raise exchange.error
+            if exchange.result is None:
+                raise exchange.overdue(self._name, ACK_S)
+
+        return ask
+
+    async def watch(self, uri: str, *, deadline: float, timeout_s: float) -> Callable[[], None]:
+        """Have updates of this resource told to `on_updated`; returns the way to stop. Raises as `request` does."""
+        try:
+            with anyio.fail_after(deadline - anyio.current_time()):
+                connection = await self._reach()
+                if not connection.session.tells_updates:
+                    raise Rejected(f"Backend {self._name!r} does not tell when its resources change.")
+                return await self.watched.add(uri)
+        except TimeoutError:
+            raise Exchange(deadline).overdue(self._name, timeout_s) from None
 
     # ----------------------------------------------------------------------------------------------------- the offer
 

@@ -29,6 +29,7 @@ from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import find_invalid_x_mcp_header, x_mcp_header_map
 from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
 from mcp.shared.message import SessionMessage
+from mcp.shared.subscriptions import ResourceUpdated
 from mcp_types import SERVER_INFO_META_KEY, jsonrpc_message_adapter
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, LATEST_MODERN_VERSION, MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
@@ -139,10 +140,19 @@ class Session:
     """One connection's session: negotiated once, then raw requests. Enter and leave it in one task.
 
     on_end: called when the peer closed the connection. on_changed: called when it says that one of its lists changed.
+    on_updated: called with the URI of a resource that it says has changed.
     """
 
-    def __init__(self, streams: Streams, *, on_end: Callable[[], None], on_changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        *,
+        on_end: Callable[[], None],
+        on_changed: Callable[[], None],
+        on_updated: Callable[[str], None],
+    ) -> None:
         self._on_changed = on_changed
+        self._on_updated = on_updated
         self._dispatcher = _Dispatcher(*streams, on_end)
         self._session = ClientSession(
             dispatcher=self._dispatcher,
@@ -160,6 +170,8 @@ class Session:
     async def _heard(self, message: types.ServerNotification | Exception) -> None:
         if isinstance(message, _LIST_CHANGED):
             self._on_changed()
+        elif isinstance(message, types.ResourceUpdatedNotification):
+            self._on_updated(str(message.params.uri))
 
     # -------------------------------------------------------------------------------------------------------- eras
 
@@ -231,6 +243,12 @@ class Session:
         return getattr(capabilities, capability) is not None
 
     @property
+    def tells_updates(self) -> bool:
+        """Whether single resources can be followed."""
+        declared = self._session.server_capabilities
+        return bool(declared and declared.resources and declared.resources.subscribe)
+
+    @property
     def announces_changes(self) -> bool:
         """Whether it tells when one of its lists changes."""
         return any(self._announces(capability) for capability in ("tools", "resources", "prompts"))
@@ -272,6 +290,17 @@ class Session:
                 maps[name] = x_mcp_header_map(schema)
         self._session._x_mcp_header_maps = maps  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] – see the module's head
         return refused
+
+    async def hear_updates(self, uris: list[str], on_ack: Callable[[frozenset[str]], None]) -> None:
+        """Follow these resources (modern only) until the stream ends; on_ack: which of them the server tells about."""
+        try:
+            async with listen(self._session, resource_subscriptions=uris) as events:
+                on_ack(frozenset(events.honored.resource_subscriptions or ()))
+                async for event in events:
+                    if isinstance(event, ResourceUpdated):
+                        self._on_updated(event.uri)
+        except (MCPError, RuntimeError, TimeoutError):  # as in `hear_changes`
+            return
 
     async def hear_changes(self, ack_s: float) -> None:
         """Follow `subscriptions/listen` (modern only) until it ends; each event is `on_changed`.

@@ -30,8 +30,15 @@ class Call:
     progress: Progress | None = None
     asked: Literal["tool", "resource", "prompt"] = "tool"  # what `name` names; other than a tool: see model.part
     completing: Mapping[str, Any] | None = None  # `argument` and `context` of completion/complete: values are asked for
+    follow: bool = False  # of a resource: be told of its updates, instead of reading it
+    release: Callable[[], None] | None = None  # ends the following; set by the backend
     may_wait: bool = True  # False: a hold answers at once instead of waiting hold.wait_s
     laps_us: dict[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def aside(self) -> str:
+        """What records put before the name of what was not used itself; a person is never asked about these."""
+        return "completion:" if self.completing is not None else "subscription:" if self.follow else ""
 
     @property
     def trace_id(self) -> str:

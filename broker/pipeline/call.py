@@ -40,6 +40,7 @@ from broker.errors import (
 from broker.model.answer import Answer
 from broker.model.call import IDEMPOTENCY_META, Call
 from broker.model.invocation import Admission, Intent, Invocation, Outcome
+from broker.model.part import RESOURCE, Part
 from broker.model.principal import Principal
 from broker.model.quota import QuotaState
 from broker.pipeline import held_call, recorder, replay
@@ -87,6 +88,15 @@ class Pipeline:
     def parts(self, principal: Principal) -> PartsListed:
         """The resources/list, resources/templates/list and prompts/list entries of what this caller may use."""
         return self._shelf.current.listed_parts(principal)
+
+    def is_told(self, uri: str, principal: Principal, backend: str, natural: str) -> bool:
+        """Whether a caller who follows `uri` is to hear that this backend updated `natural`: it is that resource, and
+        the caller could still follow it now."""
+        entry = self._shelf.current.resolve_part(RESOURCE + uri, principal, expanded=True)
+        if entry is None or entry.tool.backend != backend or principal.is_expired(self._clock.now_ms()):
+            return False
+        is_it = isinstance(part := entry.tool.action, Part) and uri.removeprefix(part.prefix) == natural
+        return is_it and entry.decide(principal, {"uri": uri}, self._clock.now_ms()).outcome == "allow"
 
     def lacks_scopes(self, call: Call) -> bool:
         """As `missing_scopes`, for a call of any kind that a face has made but not sent yet."""
@@ -168,8 +178,9 @@ class Pipeline:
     async def _authorise(self, call: Call, entry: Entry) -> Verdict:
         began = perf_counter_ns()
         verdict = entry.decide(call.principal, call.arguments, self._clock.now_ms())
-        if verdict.outcome == "hold" and call.completing is not None:
-            verdict = replace(verdict, outcome="deny", reason="No person is asked about a completion.", terms=None)
+        if verdict.outcome == "hold" and call.aside:
+            reason = "No person is asked about a completion or a subscription."
+            verdict = replace(verdict, outcome="deny", reason=reason, terms=None)
         _lap(call, "authorise", began)
         if verdict.outcome != "deny":
             return verdict

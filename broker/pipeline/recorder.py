@@ -51,7 +51,7 @@ def intent(
         credential_id=caller.credential_id,
         request_id=call.request_id,
         trace_id=call.trace_id,
-        tool=("completion:" if call.completing is not None else "") + (tool.name if tool else call.name[:128]),
+        tool=call.aside + (tool.name if tool else call.name[:128]),
         tool_version=tool.version if tool else "",
         tool_effect=tool.effect if tool else "",
         definition=tool.definition if tool else "",

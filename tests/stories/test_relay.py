@@ -30,6 +30,14 @@ PAIRINGS = [
 STDIO: dict[str, Any] = {"stdio": {"agent": "desk", "scopes": ["library.read"]}}
 
 
+def subscribe(uri: str) -> types.SubscribeRequest:
+    return types.SubscribeRequest(params=types.SubscribeRequestParams(uri=uri))
+
+
+def unsubscribe(uri: str) -> types.UnsubscribeRequest:
+    return types.UnsubscribeRequest(params=types.UnsubscribeRequestParams(uri=uri))
+
+
 async def error_of(asked: Any) -> MCPError:
     with pytest.raises(MCPError) as raised:
         await asked
@@ -328,3 +336,63 @@ async def test_a_change_of_a_servers_resources_reaches_those_whose_list_changed(
         uris = [str(one.uri) for one in (await client.list_resources(cache_mode="bypass")).resources]
         assert "book://new3" in uris
         assert not {"PromptsListChanged", "notifications/prompts/list_changed"} & set(heard)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["modern-server", "legacy-server"])
+async def test_a_modern_agent_follows_what_it_may_and_nothing_else(legacy: bool, tmp_path: Path) -> None:
+    library = Library(legacy=legacy)
+    wanted = ["book://emma", "book://secret/plan", "page://emma/1"]
+    async with reading(tmp_path, library) as house, client_of(house) as client:
+        async with client.listen(resource_subscriptions=wanted) as events:
+            assert set(events.honored.resource_subscriptions or ()) == {"book://emma", "page://emma/1"}
+            told = anyio.Event()
+            heard: list[Any] = []
+
+            async def hear() -> None:
+                async for event in events:
+                    heard.append(event)
+                    told.set()
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(hear)
+                while not told.is_set():
+                    await library.update("book://ulysses")
+                    await library.update("book://emma")
+                    with anyio.move_on_after(0.5):
+                        await told.wait()
+                tasks.cancel_scope.cancel()
+        assert {event.uri for event in heard} == {"book://emma"}
+        found = {(one.tool, one.state) for one in await records(house.broker)}
+        assert ("subscription:resource:book://emma", "succeeded") in found
+        assert ("resource:book://secret/plan", "denied") in found or (
+            "subscription:resource:book://secret/plan",
+            "denied",
+        ) in found
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["modern-server", "legacy-server"])
+async def test_a_handshake_era_agent_follows_and_stops_following(legacy: bool, tmp_path: Path) -> None:
+    library = Library(legacy=legacy)
+    told = anyio.Event()
+    heard: list[str] = []
+
+    async def hear(message: Any) -> None:
+        if getattr(message, "method", "") == "notifications/resources/updated":
+            heard.append(str(message.params.uri))
+            told.set()
+
+    async with reading(tmp_path, library) as house, client_of(house, mode="legacy", message_handler=hear) as client:
+        await client.session.send_request(subscribe("book://emma"), types.EmptyResult)
+        assert (
+            await error_of(client.session.send_request(subscribe("book://secret/plan"), types.EmptyResult))
+        ).error.code == -32002
+        while not told.is_set():
+            await library.update("book://emma")
+            with anyio.move_on_after(0.5):
+                await told.wait()
+        await client.session.send_request(unsubscribe("book://emma"), types.EmptyResult)
+        count = len(heard)
+        await library.update("book://emma")
+        await client.list_resources()
+        assert set(heard) == {"book://emma"}
+        assert len(heard) <= count + 1

@@ -86,6 +86,9 @@ class Ear:
 
     send_prompt_list_changed = send_resource_list_changed
 
+    async def send_resource_updated(self, uri: str) -> None:
+        raise AssertionError(f"{uri} is followed by nobody")
+
 
 async def test_only_those_whose_own_list_changed_are_told() -> None:
     tools, ann, bob = Tools(), Ear(), Ear()

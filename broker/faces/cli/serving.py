@@ -84,6 +84,7 @@ async def _faced(broker: Broker) -> AsyncGenerator[AgentServer]:
         on_refused=lambda kind: refused.update([kind]),
     )
     unsubscribe = broker.shelf.subscribe(agents.announce_tools_changed)
+    broker.reconciler.on_resource_updated.add(agents.resource_updated)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_tally, broker, refused)
         tasks.start_soon(_reload_on_hangup, broker)
@@ -91,6 +92,7 @@ async def _faced(broker: Broker) -> AsyncGenerator[AgentServer]:
             yield agents
         finally:
             unsubscribe()
+            broker.reconciler.on_resource_updated.discard(agents.resource_updated)
             tasks.cancel_scope.cancel()
             with anyio.move_on_after(2, shield=True):
                 await _note(broker, refused)

@@ -11,7 +11,7 @@ What must not live here: the SDK (`relay` registers its handlers).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import structlog
@@ -57,6 +57,7 @@ class _Asked:
     name: str
     arguments: Mapping[str, Any]
     completing: Mapping[str, Any] | None = None
+    follow: bool = False
 
 
 def build_part_call(method: str, params: Mapping[str, Any], **known: Any) -> Call:
@@ -66,13 +67,17 @@ def build_part_call(method: str, params: Mapping[str, Any], **known: Any) -> Cal
     """
     asked = METHODS[method](params)
     call = build_call({"name": asked.name, "arguments": asked.arguments, "_meta": params.get("_meta")}, **known)
-    call.asked, call.completing = asked.kind, asked.completing
+    call.asked, call.completing, call.follow = asked.kind, asked.completing, asked.follow
     return call
 
 
 def _read(params: Mapping[str, Any]) -> _Asked:
     uri = _text(params, "uri")
     return _Asked("resource", RESOURCE + uri, {"uri": uri})
+
+
+def _follow(params: Mapping[str, Any]) -> _Asked:
+    return replace(_read(params), follow=True)
 
 
 def _get(params: Mapping[str, Any]) -> _Asked:
@@ -93,6 +98,7 @@ def _complete(params: Mapping[str, Any]) -> _Asked:
 
 METHODS: Mapping[str, Callable[[Mapping[str, Any]], _Asked]] = {
     "resources/read": _read,
+    "resources/subscribe": _follow,
     "prompts/get": _get,
     "completion/complete": _complete,
 }

@@ -32,6 +32,10 @@ class Pipeline(Protocol):
         """Entries of resources/list, resources/templates/list and prompts/list of what this caller may use."""
         ...
 
+    def is_told(self, uri: str, principal: Principal, backend: str, natural: str) -> bool:
+        """Whether a caller who follows `uri` is to hear that this backend updated its resource `natural`."""
+        ...
+
     def lacks_scopes(self, call: Call) -> bool:
         """Whether what this call names is visible to its caller, who lacks scopes for it."""
         ...

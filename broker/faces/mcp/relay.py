@@ -24,10 +24,12 @@ from broker.faces.mcp.ports import House
 from broker.faces.mcp.progress import Progress
 from broker.faces.mcp.request import FACE, OUTCOME, PRINCIPAL
 from broker.faces.mcp.sdk import connection_of
-from broker.faces.mcp.sessions import Audience
+from broker.faces.mcp.sessions import Audience, Shown
 from broker.model.call import Call
 
 Context = ServerRequestContext[Any, Any]
+
+FOLLOWED = 100  # resources on one listen stream
 
 _PRIVATE = CacheHint(ttl_ms=0, scope="private")
 CACHE_HINTS = dict.fromkeys(("resources/list", "resources/templates/list", "resources/read", "prompts/list"), _PRIVATE)
@@ -50,6 +52,8 @@ class Relay:
         server.add_request_handler("prompts/list", paged, self._list_prompts)
         server.add_request_handler("resources/read", mcp_types.ReadResourceRequestParams, self._read)
         server.add_request_handler("prompts/get", mcp_types.GetPromptRequestParams, self._get)
+        server.add_request_handler("resources/subscribe", mcp_types.SubscribeRequestParams, self._subscribe)
+        server.add_request_handler("resources/unsubscribe", mcp_types.UnsubscribeRequestParams, self._unsubscribe)
         server.add_request_handler("completion/complete", mcp_types.CompleteRequestParams, self._complete)
 
     async def _list_resources(self, context: Context, params: mcp_types.PaginatedRequestParams) -> dict[str, Any]:
@@ -82,11 +86,39 @@ class Relay:
     async def _complete(self, context: Context, _params: mcp_types.CompleteRequestParams) -> dict[str, Any]:
         return await self._perform(context, "completion/complete")
 
-    async def _perform(self, context: Context, method: str) -> dict[str, Any]:
+    async def _subscribe(self, context: Context, params: mcp_types.SubscribeRequestParams) -> dict[str, Any]:
+        call = self._call(context, scope_of(context), "resources/subscribe")
+        result = await self._perform(context, "resources/subscribe", call)
+        shown = self._audience.member(connection_of(context))
+        if call.release is not None and shown is None:  # not initialised: there is nobody to tell
+            call.release()
+        elif call.release is not None and shown is not None:
+            shown.follow(str(params.uri), call.release)
+        return result
+
+    async def _unsubscribe(self, context: Context, params: mcp_types.UnsubscribeRequestParams) -> dict[str, Any]:
+        if shown := self._audience.member(connection_of(context)):
+            shown.unfollow(str(params.uri))
+        return complete(context, {})
+
+    async def follow(self, context: Context, shown: Shown, uris: Sequence[str]) -> list[str]:
+        """For a listen stream: follow what the caller may follow; returns which of these that is."""
+        for uri in dict.fromkeys(uris[:FOLLOWED]):
+            scope = scope_of(context)
+            call = build_part_call("resources/subscribe", {"uri": uri}, **self._known(context, scope))
+            try:
+                await perform_part(self._house.pipeline, call)
+            except BrokerError:  # recorded; what is not honoured is not named in the acknowledgement
+                continue
+            if call.release is not None:
+                shown.follow(uri, call.release)
+        return list(shown.follows)
+
+    async def _perform(self, context: Context, method: str, call: Call | None = None) -> dict[str, Any]:
         """The raw params, not the typed ones. What the gate has already ended (for a challenge) is not done again."""
         scope = scope_of(context)
         outcome: dict[str, Any] | BrokerError | None = scope.pop(OUTCOME, None)
-        call = self._call(context, scope, method)
+        call = call or self._call(context, scope, method)
         try:
             if isinstance(outcome, BrokerError):
                 raise outcome
@@ -99,21 +131,22 @@ class Relay:
         return complete(context, outcome)
 
     def _call(self, context: Context, scope: Mapping[str, Any], method: str) -> Call:
-        capabilities = context.session.client_capabilities
         try:
-            return build_part_call(
-                method,
-                context.params or {},
-                principal=scope[PRINCIPAL],
-                face=scope[FACE],
-                now_ms=self._house.clock.now_ms(),
-                request_id=context.request_id,
-                capabilities=capabilities.model_dump(by_alias=True, exclude_none=True) if capabilities else {},
-                trace_parent=trace_parent(scope),
-                progress=Progress(context).report,
-            )
+            return build_part_call(method, context.params or {}, **self._known(context, scope))
         except Malformed as fault:
             raise MCPError(INVALID_PARAMS, fault.message) from None
+
+    def _known(self, context: Context, scope: Mapping[str, Any]) -> dict[str, Any]:
+        capabilities = context.session.client_capabilities
+        return {
+            "principal": scope[PRINCIPAL],
+            "face": scope[FACE],
+            "now_ms": self._house.clock.now_ms(),
+            "request_id": context.request_id,
+            "capabilities": capabilities.model_dump(by_alias=True, exclude_none=True) if capabilities else {},
+            "trace_parent": trace_parent(scope),
+            "progress": Progress(context).report,
+        }
 
 
 def _page(

@@ -26,6 +26,7 @@ from mcp.shared.subscriptions import (
     SUBSCRIPTION_ID_META_KEY,
     PromptsListChanged,
     ResourcesListChanged,
+    ResourceUpdated,
     ToolsListChanged,
     event_to_notification,
 )
@@ -93,6 +94,7 @@ class AgentServer:
         )
         self._settings = settings
         self._audience = Audience(pipeline, most=settings.limits.sessions)
+        self._relay = Relay(self._house, self._audience, self._answering)
         self._server = self._make_server(version, instructions)
         self._streamable: StreamableHTTPSessionManager | None = None
         self._sse = SseEndpoint(self._server, settings.limits)
@@ -161,6 +163,10 @@ class AgentServer:
         """The catalog may have changed: tell the clients whose own list did. Returns at once; call it on the loop."""
         self._audience.announce()
 
+    def resource_updated(self, backend: str, uri: str) -> None:
+        """A followed resource changed at its server: tell those who follow it. Returns at once; call it on the loop."""
+        self._audience.updated(backend, uri)
+
     async def drain(self, seconds: float) -> None:
         """Begin to shut down: nothing new is taken, streams end, those that carry answers after their answers.
 
@@ -219,7 +225,7 @@ class AgentServer:
         )
         server.add_request_handler("tools/list", mcp_types.PaginatedRequestParams, self._list_tools)
         server.add_request_handler("tools/call", mcp_types.CallToolRequestParams, self._call_tool)
-        Relay(self._house, self._audience, self._answering).register(server)
+        self._relay.register(server)
         server.add_request_handler("subscriptions/listen", mcp_types.SubscriptionsListenRequestParams, self._listen)
         server.add_notification_handler("notifications/initialized", mcp_types.NotificationParams, self._initialized)
         return server
@@ -292,7 +298,7 @@ class AgentServer:
         connection.exit_stack.callback(self._audience.leave, connection)
 
     async def _listen(self, context: Context, params: mcp_types.SubscriptionsListenRequestParams) -> Any:
-        """One listen stream. List changes are honoured; updates of single resources are not relayed yet."""
+        """One listen stream: changes of lists, and updates of the resources its caller may follow."""
         subscription = context.request_id
         if subscription is None:
             raise MCPError(INVALID_REQUEST, "subscriptions/listen needs an id")
@@ -306,10 +312,12 @@ class AgentServer:
         with self._audience.listening(_principal(context)) as shown:
             if shown is None:
                 raise MCPError(INTERNAL_ERROR, "Refused: too many listen streams are open (limit: sessions).")
+            followed = await self._relay.follow(context, shown, asked.resource_subscriptions or ())
             honoured = mcp_types.SubscriptionFilter(
                 tools_list_changed=wanted["tools"] or None,
                 resources_list_changed=wanted["resources"] or None,
                 prompts_list_changed=wanted["prompts"] or None,
+                resource_subscriptions=followed or None,
             )
             await context.session.send_notification(
                 mcp_types.SubscriptionsAcknowledgedNotification(
@@ -321,6 +329,11 @@ class AgentServer:
                 await shown.changed.wait()
                 shown.changed = anyio.Event()
                 news, shown.news = shown.news, set()
+                updated, shown.updated = shown.updated, set()
+                for uri in sorted(updated) if not shown.ending else ():
+                    await context.session.send_notification(
+                        event_to_notification(ResourceUpdated(uri=uri), meta), related_request_id=subscription
+                    )
                 for kind in sorted(news) if not shown.ending else ():
                     if wanted[kind]:
                         await context.session.send_notification(

@@ -7,7 +7,7 @@ reload that changes nothing for it costs it nothing. Announcements are gathered,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -36,6 +36,8 @@ class Member(Protocol):
 
     async def send_prompt_list_changed(self) -> None: ...
 
+    async def send_resource_updated(self, uri: str) -> None: ...
+
 
 @dataclass(slots=True, eq=False)
 class Shown:
@@ -47,6 +49,21 @@ class Shown:
     changed: anyio.Event
     ending: bool = False
     news: set[Changing] = field(default_factory=set[Changing])
+    follows: dict[str, Callable[[], None]] = field(default_factory=dict[str, "Callable[[], None]"])  # URI: how to stop
+    updated: set[str] = field(default_factory=set[str])
+
+    def follow(self, uri: str, release: Callable[[], None]) -> None:
+        """From now on it is told of this resource; twice is once."""
+        self.unfollow(uri)
+        self.follows[uri] = release
+
+    def unfollow(self, uri: str) -> None:
+        if release := self.follows.pop(uri, None):
+            release()
+
+    def leave(self) -> None:
+        for uri in tuple(self.follows):
+            self.unfollow(uri)
 
 
 class Audience:
@@ -68,7 +85,11 @@ class Audience:
         self._members[member] = self._shown(principal)
 
     def leave(self, member: Member) -> None:
-        self._members.pop(member, None)
+        if shown := self._members.pop(member, None):
+            shown.leave()
+
+    def member(self, member: Member) -> Shown | None:
+        return self._members.get(member)
 
     def was_shown(self, member: Member, principal: Principal, listing: Listing) -> None:
         """A session has just been given its list, perhaps with another token than before."""
@@ -95,10 +116,19 @@ class Audience:
             yield shown
         finally:
             self._streams.discard(shown)
+            shown.leave()
 
     def announce(self) -> None:
         """The catalog may have changed. Returns at once; `announcing` tells whom it concerns."""
         self._news.set()
+
+    def updated(self, backend: str, natural: str) -> None:
+        """A resource changed at its server. Returns at once; whoever follows it, and still may, is told soon."""
+        for shown in (*self._members.values(), *self._streams):
+            for uri in shown.follows:
+                if self._pipeline.is_told(uri, shown.principal, backend, natural):
+                    shown.updated.add(uri)
+                    self._news.set()
 
     def end(self) -> None:
         """Let listen streams end in good order."""
@@ -116,10 +146,14 @@ class Audience:
                 if news := self._news_for(shown):
                     shown.news |= news
                     shown.changed.set()
+                if shown.updated:
+                    shown.changed.set()
             async with anyio.create_task_group() as telling:
                 for member, shown in list(self._members.items()):
-                    if news := self._news_for(shown):
-                        telling.start_soon(_tell, member, news)
+                    news, updated = self._news_for(shown), shown.updated
+                    shown.updated = set()
+                    if news or updated:
+                        telling.start_soon(_tell, member, news, updated)
 
     def _shown(self, principal: Principal) -> Shown:
         return Shown(principal, self._pipeline.listing(principal), self._pipeline.parts(principal), anyio.Event())
@@ -143,7 +177,7 @@ class Audience:
         return news
 
 
-async def _tell(member: Member, news: set[Changing]) -> None:
+async def _tell(member: Member, news: set[Changing], updated: set[str]) -> None:
     with anyio.move_on_after(TELL_WITHIN_S):  # a client that does not read must not delay the others for long
         if "tools" in news:
             await member.send_tool_list_changed()
@@ -151,3 +185,5 @@ async def _tell(member: Member, news: set[Changing]) -> None:
             await member.send_resource_list_changed()
         if "prompts" in news:
             await member.send_prompt_list_changed()
+        for uri in sorted(updated):
+            await member.send_resource_updated(uri)

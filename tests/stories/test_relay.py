@@ -14,6 +14,7 @@ from mcp.shared.exceptions import MCPError
 from mcp.shared.subscriptions import ResourcesListChanged
 
 from broker.errors import Held
+from broker.faces.mcp import relay
 from tests.library import IMPORT, READER, Library, client_of, reading
 from tests.serving import modern, modern_headers
 from tests.world import agent, perform, records, reviewer, until_state
@@ -396,3 +397,23 @@ async def test_a_handshake_era_agent_follows_and_stops_following(legacy: bool, t
         await client.list_resources()
         assert set(heard) == {"book://emma"}
         assert len(heard) <= count + 1
+
+
+async def test_a_session_follows_so_many_resources_and_none_when_it_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "FOLLOWED", 1)
+    library = Library(legacy=True)
+
+    def methods() -> list[str]:
+        return [method for method, _ in library.asked]
+
+    async with reading(tmp_path, library) as house:
+        async with client_of(house, "sse", mode="legacy") as client:
+            for _ in range(2):  # the same again is no more
+                await client.session.send_request(subscribe("book://emma"), types.EmptyResult)
+            over = await error_of(client.session.send_request(subscribe("book://ulysses"), types.EmptyResult))
+            assert (over.error.code, over.error.message[:8]) == (429, "Refused:")
+            assert methods() == ["resources/subscribe"]
+        while methods() != ["resources/subscribe", "resources/unsubscribe"]:
+            await anyio.sleep(0.02)

@@ -5,8 +5,8 @@ Lists are answered from the catalog, as tools/list is; reads, gets and completio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import mcp_types
@@ -29,7 +29,7 @@ from broker.model.call import Call
 
 Context = ServerRequestContext[Any, Any]
 
-FOLLOWED = 100  # resources on one listen stream
+FOLLOWED = 100  # resources by one session or listen stream
 
 _PRIVATE = CacheHint(ttl_ms=0, scope="private")
 CACHE_HINTS = dict.fromkeys(("resources/list", "resources/templates/list", "resources/read", "prompts/list"), _PRIVATE)
@@ -87,13 +87,15 @@ class Relay:
         return await self._perform(context, "completion/complete")
 
     async def _subscribe(self, context: Context, params: mcp_types.SubscribeRequestParams) -> dict[str, Any]:
+        uri, shown = str(params.uri), self._audience.member(connection_of(context))
+        if shown is None:
+            raise MCPError(INVALID_PARAMS, "Refused: initialise the session first; there is nobody to tell.")
+        if len(shown.follows) >= FOLLOWED and uri not in shown.follows:
+            raise MCPError(429, f"Refused: this session follows {FOLLOWED} resources already.")
         call = self._call(context, scope_of(context), "resources/subscribe")
-        result = await self._perform(context, "resources/subscribe", call)
-        shown = self._audience.member(connection_of(context))
-        if call.release is not None and shown is None:  # not initialised: there is nobody to tell
-            call.release()
-        elif call.release is not None and shown is not None:
-            shown.follow(str(params.uri), call.release)
+        with _released_unless_kept(call):
+            result = await self._perform(context, "resources/subscribe", call)
+            shown.keep(uri, call)
         return result
 
     async def _unsubscribe(self, context: Context, params: mcp_types.UnsubscribeRequestParams) -> dict[str, Any]:
@@ -107,11 +109,11 @@ class Relay:
             scope = scope_of(context)
             call = build_part_call("resources/subscribe", {"uri": uri}, **self._known(context, scope))
             try:
-                await perform_part(self._house.pipeline, call)
+                with _released_unless_kept(call):
+                    await perform_part(self._house.pipeline, call)
+                    shown.keep(uri, call)
             except BrokerError:  # recorded; what is not honoured is not named in the acknowledgement
                 continue
-            if call.release is not None:
-                shown.follow(uri, call.release)
         return list(shown.follows)
 
     async def _perform(self, context: Context, method: str, call: Call | None = None) -> dict[str, Any]:
@@ -147,6 +149,17 @@ class Relay:
             "trace_parent": trace_parent(scope),
             "progress": Progress(context).report,
         }
+
+
+@contextmanager
+def _released_unless_kept(call: Call) -> Generator[None]:
+    """A subscription whose call did not end well (its outcome could not be recorded) is nobody's."""
+    try:
+        yield
+    except BaseException:
+        if call.release is not None:
+            call.release()
+        raise
 
 
 def _page(

@@ -16,6 +16,7 @@ import anyio
 
 from broker.catalog.catalog import PartsListed
 from broker.faces.mcp.ports import Pipeline
+from broker.model.call import Call
 from broker.model.principal import Principal
 
 if TYPE_CHECKING:
@@ -52,10 +53,11 @@ class Shown:
     follows: dict[str, Callable[[], None]] = field(default_factory=dict[str, "Callable[[], None]"])  # URI: how to stop
     updated: set[str] = field(default_factory=set[str])
 
-    def follow(self, uri: str, release: Callable[[], None]) -> None:
-        """From now on it is told of this resource; twice is once."""
+    def keep(self, uri: str, call: Call) -> None:
+        """From now on it is told of the resource this call was about; twice is once."""
         self.unfollow(uri)
-        self.follows[uri] = release
+        if call.release is not None:
+            self.follows[uri] = call.release
 
     def unfollow(self, uri: str) -> None:
         if release := self.follows.pop(uri, None):

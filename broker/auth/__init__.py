@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from broker.errors import Unauthenticated
+from broker.model.address import DOORS
 from broker.model.principal import Principal
 from broker.ports import Authenticator, Clock, Directory
 from broker.settings import Settings
@@ -56,9 +57,10 @@ class Gatekeeper:
         self._authenticators = tuple(authenticators)
         self._nobody = nobody
 
-    async def authenticate(self, credential: str | None) -> Principal:
+    async def authenticate(self, credential: str | None, door: str = "agents") -> Principal:
         """Who presents this credential (the token of `Authorization: Bearer`, without the word).
 
+        door: of `address.DOORS`; a token that names other endpoints of this broker as its audience is not for this one.
         Raises Unauthenticated (facts: reason, a stable word; "missing" without a credential); RecordUnavailable when
         the directory cannot be read.
         """
@@ -74,6 +76,8 @@ class Gatekeeper:
             for authenticator in self._authenticators:
                 principal = await authenticator.authenticate(credential)
                 if principal is not None:
+                    if principal.endpoints and not principal.endpoints & DOORS[door]:
+                        break
                     return principal
         raise Unauthenticated(
             "The credential is not valid here.",

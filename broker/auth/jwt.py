@@ -10,7 +10,7 @@ What must not live here: how a token is read (token), where keys come from (keys
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from anyio import to_thread
@@ -19,7 +19,7 @@ from broker.auth.keys import DirectoryKeys, HttpKeys, KeySource, http_client
 from broker.auth.memory import Memory, fingerprint
 from broker.auth.token import Claims, claims, invalid, refused, unverified, verified
 from broker.errors import InsufficientScope
-from broker.model.address import resources
+from broker.model.address import endpoints_in, resources
 from broker.model.directory import Standing
 from broker.model.principal import Principal
 from broker.settings import Issuer
@@ -134,9 +134,10 @@ class AccessTokens:
         if raw.get("iss") != token.issuer:
             raise invalid()
         known = claims(raw, audience=trust.audience(), now_ms=self._context.clock.now_ms())
+        endpoints = endpoints_in(self._context.base_url(), known.audience)
         if trust.settings is not None:
-            return _external_principal(known, trust.settings)
-        return await self._embedded_principal(known, token.issuer)
+            return replace(_external_principal(known, trust.settings), endpoints=endpoints)
+        return replace(await self._embedded_principal(known, token.issuer), endpoints=endpoints)
 
     async def _embedded_principal(self, known: Claims, issuer: str) -> Principal:
         user = known.subject if known.subject != known.client_id else ""

@@ -63,6 +63,7 @@ class Claims:
     issued_at_ms: int
     expires_at_ms: int
     scopes: frozenset[str]
+    audience: frozenset[str]
     raw: Mapping[str, Any]
 
     def name(self, claim: str) -> str:
@@ -122,7 +123,8 @@ def claims(raw: Mapping[str, Any], *, audience: Collection[str], now_ms: int) ->
         raise refused("is valid for longer than is accepted here", "invalid_claim")
     if issued_s > now_s + LEEWAY_S or ("nbf" in raw and _time(raw, "nbf") > now_s + LEEWAY_S):
         raise refused("is not valid yet", "not_yet_valid")
-    if not _audience(raw) & set(audience):
+    named = _audience(raw)
+    if not named & set(audience):
         raise refused("is for another audience", "wrong_audience")
     return Claims(
         subject=_name(raw, "sub"),
@@ -131,6 +133,7 @@ def claims(raw: Mapping[str, Any], *, audience: Collection[str], now_ms: int) ->
         issued_at_ms=int(issued_s * 1000),
         expires_at_ms=int((expires_s + LEEWAY_S) * 1000),
         scopes=_scopes(raw),
+        audience=frozenset(named),
         raw=raw,
     )
 

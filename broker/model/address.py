@@ -6,11 +6,17 @@ A base URL has a scheme and an authority and nothing else: `http://127.0.0.1:875
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import urlsplit
 
-ENDPOINTS: tuple[str, ...] = ("/mcp", "/sse", "")
+ENDPOINTS: tuple[str, ...] = ("/mcp", "/sse", "/api", "")
 """Paths of the protected resources under the base URL; "" is the broker as a whole."""
+
+DOORS: Mapping[str, frozenset[str]] = {
+    "agents": frozenset({"/mcp", "/sse", ""}),
+    "api": frozenset({"/api", ""}),
+}
+"""Which of them open which door. A token for the agents' endpoints does not decide holds, nor the other way round."""
 
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
@@ -57,6 +63,12 @@ def as_called(base_url: str, host: str) -> str:
 def resources(base_url: str) -> tuple[str, ...]:
     """Every value of `aud` that means this broker, the canonical ones first. Compared exactly, never by prefix."""
     return tuple(base + path for base in spellings(base_url) for path in ENDPOINTS)
+
+
+def endpoints_in(base_url: str, audience: Iterable[str]) -> frozenset[str]:
+    """The paths of those of our resources that this audience names; empty when it names none of them."""
+    named = frozenset(audience)
+    return frozenset(path for path in ENDPOINTS for base in spellings(base_url) if base + path in named)
 
 
 def canonical_resource(base_url: str, resource: str) -> str | None:

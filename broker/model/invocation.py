@@ -172,6 +172,8 @@ class InvocationQuery:
     since_ms: int = 0
     until_ms: int = 0
     after: str = ""
+    before: str = ""  # a call id: only what was committed before it, for the next page of a list
+    within: str | None = None  # exactly this tenant, "" included; None: any
     held_only: bool = False  # only calls that were held at some time
     limit: int = 100
     oldest_first: bool = False

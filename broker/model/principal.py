@@ -29,6 +29,7 @@ class Principal:
     owner: str = ""  # the person who owns the agent's registration, "" when unknown; may not review its calls
     credential_id: str = ""  # a token's jti or a key's id, for revocation and records; never the credential
     expires_at_ms: int | None = None
+    endpoints: frozenset[str] = frozenset()  # of `address.ENDPOINTS`, which its token is for; empty: not bound to any
 
     @property
     def key(self) -> str:

@@ -83,7 +83,7 @@ class Desk:
             raise UnknownHold(
                 f"There is no held call {call_id[:64]!r}.", next_step="`broker holds` lists the open ones."
             )
-        objection = self._objection(invocation.hold, reviewer)
+        objection = self.objection(invocation.hold, reviewer)
         if objection:
             await self._store.note(
                 "review_refused", {"call_id": call_id, "reviewer": name_of(reviewer), "via": via, "why": objection}
@@ -100,7 +100,7 @@ class Desk:
             )
         )
 
-    def _objection(self, hold: Hold, reviewer: Principal) -> str:
+    def objection(self, hold: Hold, reviewer: Principal) -> str:
         """Why this person may not decide, or ""."""
         if reviewer.persons & set(hold.persons):
             return "The requester of a call may not review it."

@@ -104,14 +104,16 @@ def failed(call_id: str, error: BrokerError, *, at_ms: int, laps_us: dict[str, i
     )
 
 
+_SETS = ("scopes", "groups", "endpoints")
+
+
 def pack(principal: Principal) -> bytes:
     """The principal as JSON, to run a held call later under the very identity that asked. Sealed by the store."""
-    return orjson.dumps(
-        {**asdict(principal), "scopes": sorted(principal.scopes), "groups": sorted(principal.groups)},
-    )
+    sets = {name: sorted(getattr(principal, name)) for name in _SETS}
+    return orjson.dumps({**asdict(principal), **sets})
 
 
 def unpack(packed: bytes) -> Principal:
     fields: dict[str, Any] = orjson.loads(packed)
-    fields["scopes"], fields["groups"] = frozenset(fields["scopes"]), frozenset(fields["groups"])
+    fields |= {name: frozenset(fields.get(name, ())) for name in _SETS}
     return Principal(**fields)

@@ -465,6 +465,10 @@ async def test_questions_filter_by_every_field_and_come_newest_first(store: Stor
     assert await ask(tenant="other") == []
     assert await ask(after=calls[1].call_id) == [2, 3]
     assert await ask(oldest_first=True, limit=3) == [0, 1, 2]
+    assert await ask(before=calls[2].call_id) == [1, 0]
+    assert await ask(before="nobody's") == []
+    assert await ask(within="acme", agent="a2") == [2, 1]
+    assert await ask(within="") == []
     assert await ask(agent="' or 1=1 --") == []
 
 

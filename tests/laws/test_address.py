@@ -40,7 +40,7 @@ def test_a_broker_on_loopback_is_itself_under_each_spelling() -> None:
     assert "http://localhost:8750/sse" in resources(BASE)
     assert "http://[::1]:8750" in resources(BASE)
     assert "http://localhost:8751/mcp" not in resources(BASE)
-    assert resources(PUBLIC) == (f"{PUBLIC}/mcp", f"{PUBLIC}/sse", PUBLIC)
+    assert resources(PUBLIC) == (f"{PUBLIC}/mcp", f"{PUBLIC}/sse", f"{PUBLIC}/api", PUBLIC)
 
 
 def test_a_resource_is_recognised_exactly() -> None:

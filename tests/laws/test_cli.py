@@ -20,7 +20,7 @@ from broker.faces.cli.app import built_command
 from broker.faces.cli.arguments import read_arguments, typed
 from broker.faces.cli.config_file import ConfigFile
 from broker.faces.cli.takeover import convert
-from broker.faces.cli.text import is_unsafe, rendered, safe, safe_json
+from broker.faces.text import is_unsafe, rendered, safe, safe_json
 from tests.command import broker
 
 ALL = [name for part in COMMANDS.values() for name in part]

@@ -22,7 +22,7 @@ from tests.downstream import answering
 pytestmark = pytest.mark.anyio
 
 ID = 41
-DONE = {"content": [], "resultType": "complete"}
+DONE: dict[str, Any] = {"content": [], "resultType": "complete"}
 Step = tuple[float, float | None, str | None]
 
 

@@ -247,7 +247,7 @@ async def test_an_agent_gets_a_token_for_itself(way: str, house: House) -> None:
     assert (token["token_type"], token["scope"], token["expires_in"]) == ("Bearer", "orders.read", 3600)
     assert "refresh_token" not in token
     claims = claims_of(token["access_token"])
-    assert claims["aud"] == [f"{house.url}/mcp", f"{house.url}/sse", house.url]
+    assert claims["aud"] == [f"{house.url}/mcp", f"{house.url}/sse", f"{house.url}/api", house.url]
     assert (await whoami(house, token["access_token"])).json() == {
         "agent": "support-bot",
         "user": "",

@@ -22,7 +22,7 @@ from broker import __version__
 from broker.errors import BrokerError, ConfigurationError
 from broker.faces.cli import COMMANDS, house
 from broker.faces.cli.output import explain_error, say, tell
-from broker.faces.cli.text import safe
+from broker.faces.text import safe
 
 INTERRUPTED = 130
 

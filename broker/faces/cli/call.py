@@ -10,8 +10,9 @@ import typer
 
 from broker.faces.cli import house
 from broker.faces.cli.arguments import read_arguments
-from broker.faces.cli.output import print_json, say, span, styled, tell
-from broker.faces.cli.text import rendered, safe
+from broker.faces.cli.output import print_json, say, styled, tell
+from broker.faces.text import rendered, safe
+from broker.faces.words import span
 
 if TYPE_CHECKING:
     from pathlib import Path

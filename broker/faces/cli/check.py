@@ -9,8 +9,9 @@ import typer
 
 from broker.errors import ConfigurationError, Problem, SettingsError
 from broker.faces.cli import house
-from broker.faces.cli.output import count, explain_error, print_json, say, styled, tell
-from broker.faces.cli.text import safe
+from broker.faces.cli.output import explain_error, print_json, say, styled, tell
+from broker.faces.text import safe
+from broker.faces.words import count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

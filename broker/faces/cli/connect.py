@@ -14,7 +14,7 @@ from broker.faces.cli import house
 from broker.faces.cli.config_file import ConfigFile
 from broker.faces.cli.output import print_json, print_table, say
 from broker.faces.cli.programs import NAME, PROGRAMS, Program, broker_command
-from broker.faces.cli.text import safe
+from broker.faces.text import safe
 
 if TYPE_CHECKING:
     from broker.faces.cli.takeover import Left, Taken

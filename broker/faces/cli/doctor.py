@@ -15,8 +15,9 @@ import typer
 
 from broker.errors import BrokerError, ConfigurationError
 from broker.faces.cli import house
-from broker.faces.cli.output import count, print_json, say, span, styled
-from broker.faces.cli.text import safe
+from broker.faces.cli.output import print_json, say, styled
+from broker.faces.text import safe
+from broker.faces.words import count, span
 
 if TYPE_CHECKING:
     from broker.assembly import Broker

@@ -10,8 +10,9 @@ import typer
 from broker.faces.cli import house
 from broker.faces.cli.arguments import read_arguments
 from broker.faces.cli.call import tell_down
-from broker.faces.cli.output import print_json, say, span, styled
-from broker.faces.cli.text import safe
+from broker.faces.cli.output import print_json, say, styled
+from broker.faces.text import safe
+from broker.faces.words import span
 from broker.model.part import RESOURCE
 
 if TYPE_CHECKING:

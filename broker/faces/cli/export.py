@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from broker.faces.cli import house
-from broker.faces.cli.invocation import as_document
 from broker.faces.cli.log import moment
 from broker.faces.cli.output import print_json_line, tell
 from broker.faces.cli.records import open_records
+from broker.faces.words import as_document
 from broker.model.invocation import InvocationQuery
 
 if TYPE_CHECKING:

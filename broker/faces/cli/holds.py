@@ -8,10 +8,11 @@ import jiter
 import typer
 
 from broker.faces.cli import house
-from broker.faces.cli.invocation import HEADINGS, as_document, row, who
-from broker.faces.cli.output import print_json, print_table, say, span, stamp, styled
+from broker.faces.cli.invocation import HEADINGS, row
+from broker.faces.cli.output import print_json, print_table, say, stamp, styled
 from broker.faces.cli.records import open_records
-from broker.faces.cli.text import rendered, safe
+from broker.faces.text import rendered, safe
+from broker.faces.words import as_document, span, who
 from broker.model.invocation import Invocation, InvocationQuery
 
 if TYPE_CHECKING:

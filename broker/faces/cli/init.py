@@ -10,7 +10,7 @@ import typer
 from broker.errors import Problem, SettingsError
 from broker.faces.cli.house import SETTINGS_FILE
 from broker.faces.cli.output import say
-from broker.faces.cli.text import safe
+from broker.faces.text import safe
 
 SAMPLE = """\
 # A first tool, answered by the broker itself. `broker call house_rules` calls it; change it, and a serving broker

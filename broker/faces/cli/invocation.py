@@ -1,15 +1,14 @@
-"""How one call looks on a terminal: as a row of a list, as a document, and in detail from request to outcome."""
+"""How one call looks on a terminal: as a row of a list, and in detail from request to outcome."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from broker.errors import Conflict, UnknownHold
-from broker.faces.cli.output import span, stamp, styled
-from broker.faces.cli.text import rendered, safe
+from broker.faces.cli.output import stamp, styled
+from broker.faces.text import rendered, safe
+from broker.faces.words import EFFECTS, STAGES, span, who, why
 from broker.model.invocation import Invocation, InvocationQuery
 
 if TYPE_CHECKING:
@@ -17,30 +16,6 @@ if TYPE_CHECKING:
 
 ID_CHARS = 36
 SHORT = 8  # of an id, its random end
-
-# The stages of the call's sentence in its order, for records whose laps come in another.
-STAGES = ("authenticate", "resolve", "validate", "authorise", "admit", "dispatch", "inspect", "settle", "record")
-
-
-def as_document(invocation: Invocation) -> dict[str, Any]:
-    """The whole record as JSON: the model's own field names, and `at` and `duration_ms` for reading."""
-    at = datetime.fromtimestamp(invocation.at_ms / 1000, UTC).isoformat(timespec="milliseconds")
-    return {"call_id": invocation.call_id, "at": at, **asdict(invocation), "duration_ms": invocation.duration_ms}
-
-
-def why(invocation: Invocation) -> str:
-    """The one reason worth a column: the error's code, else the rule that decided."""
-    if invocation.state == "held" and invocation.hold:
-        return f"{invocation.rule}: {invocation.hold.reason}"
-    return invocation.code or invocation.rule
-
-
-def who(invocation: Invocation) -> str:
-    """`agent`, `agent for user`, and the tenant where there is one."""
-    person = f" for {invocation.user}" if invocation.user else ""
-    tenant = f" ({invocation.tenant})" if invocation.tenant else ""
-    return f"{invocation.agent}{person}{tenant}"
-
 
 HEADINGS = ("TIME", "CALL", "STATE", "TOOL", "WHO", "TOOK", "WHY")
 
@@ -132,9 +107,7 @@ def _lap(stage: str, laps: Mapping[str, int]) -> str:
 
 def _effect(invocation: Invocation) -> str:
     status = f" ({safe(invocation.backend_status)})" if invocation.backend_status else ""
-    return {"none": "nothing was done", "done": "it was done", "unknown": "nobody can say whether it was done"}[
-        invocation.effect
-    ] + status
+    return EFFECTS[invocation.effect] + status
 
 
 # ---------------------------------------------------------------------------------------------------------- finding

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 
 from broker.faces.cli import house
-from broker.faces.cli.invocation import HEADINGS, as_document, detail, find, line, row
+from broker.faces.cli.invocation import HEADINGS, detail, find, line, row
 from broker.faces.cli.output import print_json, print_json_line, print_table, say
 from broker.faces.cli.records import open_records
+from broker.faces.words import as_document
 from broker.model.invocation import OPEN, Invocation, InvocationQuery, State
 
 if TYPE_CHECKING:

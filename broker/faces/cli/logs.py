@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import structlog
 
-from broker.faces.cli.text import safe, safe_json
+from broker.faces.text import safe, safe_json
 
 
 def to_stderr(level: str) -> None:

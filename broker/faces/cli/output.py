@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from broker.errors import BrokerError, ConfigurationError
-from broker.faces.cli.text import safe, safe_json
+from broker.faces.text import safe, safe_json
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -112,26 +112,6 @@ def print_table(
 def stamp(at_ms: int) -> str:
     """A time for people: local, to the second."""
     return datetime.fromtimestamp(at_ms / 1000, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S") if at_ms else "–"
-
-
-def span(milliseconds: float) -> str:
-    """A length of time for people: `340 ms`, `12 s`, `4 min`, `3 h 20 min`, `2 d 4 h`."""
-    if milliseconds < 1000:
-        return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.1f} ms"
-    seconds = int(milliseconds // 1000)
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86_400
-    if minutes < 60:
-        return f"{minutes} min"
-    if hours < 48:
-        return f"{hours} h {minutes % 60} min" if minutes % 60 else f"{hours} h"
-    return f"{days} d {hours % 24} h" if hours % 24 else f"{days} d"
-
-
-def count(number: int, noun: str) -> str:
-    """`1 tool`, `2 tools`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def explain_error(error: BrokerError) -> None:

@@ -15,9 +15,10 @@ import typer
 
 from broker.errors import Forbidden
 from broker.faces.cli import house
-from broker.faces.cli.invocation import as_document, find, who
-from broker.faces.cli.output import print_json, say, span, styled
-from broker.faces.cli.text import safe
+from broker.faces.cli.invocation import find
+from broker.faces.cli.output import print_json, say, styled
+from broker.faces.text import safe
+from broker.faces.words import as_document, span, who
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,10 +20,14 @@ from broker.auth import challenge, local, metadata
 from broker.authserver import routes, unsafe
 from broker.errors import ConfigurationError, Problem, RecordUnavailable, SettingsError
 from broker.faces import web
+from broker.faces.api.routes import Api
 from broker.faces.cli.house import SETTINGS_FILE, unset
-from broker.faces.cli.output import count, span, stamp, styled, tell
-from broker.faces.cli.text import safe
+from broker.faces.cli.output import stamp, styled, tell
 from broker.faces.mcp.server import AgentServer
+from broker.faces.office import Office
+from broker.faces.text import safe
+from broker.faces.words import count, span
+from broker.model.address import as_called
 from broker.model.invocation import InvocationQuery
 
 if TYPE_CHECKING:
@@ -51,8 +55,7 @@ async def over_http(settings: Settings, bound: socket.socket) -> None:
             if faults:
                 raise SettingsError([Problem(str(settings.directory / SETTINGS_FILE), 0, 0, fault) for fault in faults])
             broker.where.port = bound.getsockname()[1]
-            async with _faced(broker) as agents:
-                app = web.build(agents, routes=_routes(broker), not_ready=lambda: broker.not_ready, version=__version__)
+            async with application(broker) as app:
                 lines = await _ready(broker, broker.where.base_url())
                 await web.serve(app, settings, lambda _url: tell(*lines), bound=bound)
     finally:
@@ -66,6 +69,13 @@ async def over_stdio(settings: Settings) -> None:
         tell(*await _ready(broker, ""))
         await agents.serve_stdio(local.principal(settings.stdio))
         tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def application(broker: Broker) -> AsyncGenerator[web.Web]:
+    """Every face this broker has over HTTP, ready to be served where `broker.where` says."""
+    async with _faced(broker) as agents:
+        yield web.build(agents, routes=_routes(broker), not_ready=lambda: broker.not_ready, version=__version__)
 
 
 @asynccontextmanager
@@ -104,12 +114,33 @@ def _routes(broker: Broker) -> list[Route]:
     def scopes() -> frozenset[str]:
         return broker.shelf.current.all_scopes
 
+    office = _office(broker)
+    api = Api(
+        office,
+        bearer=challenge.bearer,
+        challenge=_challenge,
+        called=lambda host: as_called(broker.where.base_url(), host),
+        version=__version__,
+    )
     return [
+        *api.routes(),
         *metadata.routes(broker.settings, scopes, broker.where.base_url),
         *routes(
             broker.settings, broker.directory, scopes, broker.store.note, broker.where.base_url, clock=broker.clock
         ),
     ]
+
+
+def _office(broker: Broker) -> Office:
+    return Office(
+        settings=broker.settings,
+        store=broker.store,
+        desk=broker.desk,
+        shelf=broker.shelf,
+        backends=broker.backends,
+        clock=broker.clock,
+        authenticate=broker.gatekeeper.authenticate,
+    )
 
 
 def _challenge(base_url: str, path: str, *, error: str = "", description: str = "", scopes: Iterable[str] = ()) -> str:

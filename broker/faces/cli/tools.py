@@ -9,7 +9,7 @@ import typer
 from broker.faces.cli import house
 from broker.faces.cli.call import tell_down
 from broker.faces.cli.output import print_json, print_table, say, tell
-from broker.faces.cli.text import safe
+from broker.faces.text import safe
 
 if TYPE_CHECKING:
     from pathlib import Path

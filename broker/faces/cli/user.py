@@ -12,7 +12,7 @@ from broker.faces.cli.app import plain
 from broker.faces.cli.output import print_json, print_table, say, stamp
 from broker.faces.cli.passwords import ask_new
 from broker.faces.cli.records import open_records
-from broker.faces.cli.text import safe
+from broker.faces.text import safe
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,8 +10,9 @@ import typer
 
 from broker.errors import Problem, SettingsError
 from broker.faces.cli import house
-from broker.faces.cli.output import count, print_json, say, styled, tell
-from broker.faces.cli.text import safe
+from broker.faces.cli.output import print_json, say, styled, tell
+from broker.faces.text import safe
+from broker.faces.words import count
 
 if TYPE_CHECKING:
     from broker.verifier import Verification

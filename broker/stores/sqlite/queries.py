@@ -71,6 +71,12 @@ def _where(query: InvocationQuery) -> tuple[list[str], list[Any]]:
     if query.after:
         where.append("i.id > (select id from invocation where call_id = ?)")
         values.append(query.after)
+    if query.before:
+        where.append("i.id < (select id from invocation where call_id = ?)")
+        values.append(query.before)
+    if query.within is not None:
+        where.append("i.tenant = ?")
+        values.append(query.within)
     if query.held_only:
         where.append("i.call_id in (select call_id from hold)")  # few, beside all records
     return where, values

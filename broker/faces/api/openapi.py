@@ -1,0 +1,161 @@
+"""The published description of the API (OpenAPI 3.1), made from the table of operations and our own types.
+
+Schemas say what is always there; answers may carry more. Source: https://spec.openapis.org/oas/v3.1.0
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from broker.faces.api.errors import STATUS
+from broker.faces.api.operations import OPERATIONS, STATES, Operation
+
+ALWAYS = ("malformed_request", "unauthenticated", "record_unavailable", "internal")
+
+_TEXT: Mapping[str, Any] = {"type": "string"}
+_COUNT: Mapping[str, Any] = {"type": "integer", "minimum": 0}
+_FLAG: Mapping[str, Any] = {"type": "boolean"}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _all(*parts: Any) -> dict[str, Any]:
+    return {"allOf": list(parts)}
+
+
+def _list(name: str, **more: Any) -> dict[str, Any]:
+    return _object(items={"type": "array", "items": _ref(name)}, **more)
+
+
+_NEXT = {"type": "string", "description": "`before` of the next page; empty on the last."}
+_ARGUMENTS = {"description": "Exactly what will be sent while it is open; then what the record keeps, or null."}
+
+SCHEMAS: Mapping[str, Mapping[str, Any]] = {
+    "Error": _object(
+        message=_TEXT,
+        code={"enum": sorted(STATUS)},
+        stage=_TEXT,
+        effect={"enum": ["none", "unknown", "done"]},
+        retryable=_FLAG,
+    ),
+    "Invocation": _object(
+        call_id=_TEXT,
+        at={"type": "string", "format": "date-time"},
+        state={"enum": list(STATES)},
+        **dict.fromkeys(("at_ms", "changed_at_ms", "result_bytes"), _COUNT),
+        **dict.fromkeys(("face", "agent", "user", "tenant", "issuer", "tool", "tool_version", "tool_effect"), _TEXT),
+        **dict.fromkeys(("backend", "rule", "policy_version", "definition", "arguments_digest", "code"), _TEXT),
+        **dict.fromkeys(("stage", "message", "backend_status", "result_digest"), _TEXT),
+        effect={"enum": ["none", "unknown", "done"]},
+        duration_ms={"type": "number", "minimum": 0},
+        quotas={"type": "array", "items": {"type": "object"}},
+        hold={"anyOf": [{"type": "null"}, _ref("Terms")]},
+    ),
+    "Terms": _object(
+        reason=_TEXT,
+        expires_at_ms=_COUNT,
+        scopes={"type": "array", "items": _TEXT},
+        groups={"type": "array", "items": _TEXT},
+        reviewer=_TEXT,
+        review_reason=_TEXT,
+        reviewed_at_ms=_COUNT,
+        collected_at_ms=_COUNT,
+    ),
+    "Hold": _all(_ref("Invocation"), _object(may_decide=_FLAG, objection=_TEXT)),
+    "HoldInFull": _all(_ref("Hold"), _object(arguments=_ARGUMENTS)),
+    "Holds": _list("Hold", next=_NEXT),
+    "Invocations": _list("Invocation", next=_NEXT),
+    "InvocationInFull": _all(_ref("Invocation"), _object(timeline={"type": "array", "items": _ref("Step")})),
+    "Step": _object(what=_TEXT, at_ms=_COUNT, took_us=_COUNT, detail=_TEXT),
+    "Quota": _object(
+        quota=_TEXT,
+        bucket=_TEXT,
+        kind={"enum": ["rate", "count", "concurrency", "cost"]},
+        limit=_COUNT,
+        left={"type": "integer"},
+        unit=_TEXT,
+        resets_at_ms=_COUNT,
+    ),
+    "Quotas": _list("Quota"),
+    "Tool": _object(
+        name=_TEXT,
+        inputSchema={"type": "object"},
+        version=_TEXT,
+        owner=_TEXT,
+        effect={"enum": ["read", "write", "destroy"]},
+        backend=_TEXT,
+        scopes={"type": "array", "items": _TEXT},
+        missing_scopes={"type": "array", "items": _TEXT},
+        definition=_TEXT,
+    ),
+    "Catalog": _list("Tool", version=_TEXT),
+}
+
+
+def document(version: str, base_url: str) -> dict[str, Any]:
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
+    return {
+        "openapi": "3.1.0",
+        "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
+        "info": {
+            "title": "broker",
+            "version": version,
+            "description": "Holds, calls, quotas and the catalog. What you may not see does not exist for you.",
+        },
+        "servers": [{"url": base_url}],
+        "security": [{"bearer": []}],
+        "paths": paths,
+        "components": {
+            "schemas": SCHEMAS,
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+        },
+    }
+
+
+def _operation(operation: Operation) -> dict[str, Any]:
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "maxLength": 128}}
+        for name in re.findall(r"\{(\w+)\}", operation.path)
+    ]
+    parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in operation.parameters.items()]
+    described: dict[str, Any] = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "parameters": parameters,
+        "responses": _responses(operation),
+    }
+    if operation.body:
+        schema: dict[str, Any] = {
+            "type": "object",
+            "properties": operation.body,
+            "required": list(operation.required),
+            "additionalProperties": False,
+        }
+        described["requestBody"] = {
+            "required": bool(operation.required),
+            "content": {"application/json": {"schema": schema}},
+        }
+    return described
+
+
+def _responses(operation: Operation) -> dict[str, Any]:
+    responses: dict[str, Any] = {"200": {"description": "Done.", **_content(operation.answer)}}
+    for code in (*ALWAYS, *operation.codes):
+        status = str(STATUS[code])
+        known = responses.get(status, {"description": "", **_content("Error")})
+        responses[status] = {**known, "description": f"{known['description']} `{code}`".strip()}
+    return responses
+
+
+def _content(schema: str) -> dict[str, Any]:
+    return {"content": {"application/json": {"schema": _ref(schema)}}}

@@ -1,0 +1,204 @@
+"""What the API can do, each operation with its words for the published description. The table is the API.
+
+Handlers take (Asked) and return a JSON value, or raise BrokerError. What must not live here: HTTP (routes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast, get_args
+
+from broker.errors import Malformed
+from broker.faces.office import Offered, Office
+from broker.faces.words import as_document, timeline
+from broker.model.hold import Hold
+from broker.model.invocation import Invocation, InvocationQuery, State
+from broker.model.principal import Principal
+
+MOST = 500
+LIST = 50
+STATES: tuple[str, ...] = get_args(State)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    who: Principal
+    office: Office
+    path: Mapping[str, str]
+    query: Mapping[str, str]
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """parameters: of the query, name -> JSON Schema. body: members of the JSON body, name -> JSON Schema."""
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    handler: Callable[[Asked], Awaitable[Any]]
+    answer: str  # of `openapi.SCHEMAS`
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    body: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    required: tuple[str, ...] = ()
+    codes: tuple[str, ...] = ()  # of errors, besides those every operation has
+
+
+# ----------------------------------------------------------------------------------------------------------- handlers
+
+
+async def list_holds(asked: Asked) -> Any:
+    states = _states(asked.query) or ("held", "approved")
+    page = await asked.office.page(asked.who, _query(asked, states=states, held_only=True))
+    return {"items": [_held(asked, one) for one in page.items], "next": page.next}
+
+
+async def get_hold(asked: Asked) -> Any:
+    found = await asked.office.hold(asked.who, asked.path["id"])
+    return {**_held(asked, found), "arguments": await asked.office.arguments(found)}
+
+
+async def approve(asked: Asked) -> Any:
+    return await _decide(asked, approve=True)
+
+
+async def deny(asked: Asked) -> Any:
+    return await _decide(asked, approve=False)
+
+
+async def _decide(asked: Asked, *, approve: bool) -> Any:
+    reason = asked.body.get("reason", "")
+    if not isinstance(reason, str):
+        raise Malformed("`reason` is not a text.")
+    decided = await asked.office.decide(asked.who, asked.path["id"], approve=approve, reason=reason, via="api")
+    return _held(asked, decided)
+
+
+async def list_invocations(asked: Asked) -> Any:
+    page = await asked.office.page(asked.who, _query(asked, states=_states(asked.query)))
+    return {"items": [as_document(one) for one in page.items], "next": page.next}
+
+
+async def get_invocation(asked: Asked) -> Any:
+    found = await asked.office.invocation(asked.who, asked.path["id"])
+    return {**as_document(found), "timeline": [asdict(step) for step in timeline(found)]}
+
+
+async def list_quotas(asked: Asked) -> Any:
+    return {"items": [asdict(state) for state in await asked.office.quotas(asked.who)]}
+
+
+async def list_tools(asked: Asked) -> Any:
+    return {
+        "version": asked.office.shelf.current.version,
+        "items": [_tool(one) for one in asked.office.offered(asked.who)],
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------- documents
+
+
+def _held(asked: Asked, invocation: Invocation) -> dict[str, Any]:
+    hold = cast("Hold", invocation.hold)
+    objection = asked.office.objection(asked.who, hold) if invocation.state == "held" else ""
+    return {
+        **as_document(invocation),
+        "may_decide": invocation.state == "held" and not objection,
+        "objection": objection,
+    }
+
+
+def _tool(offered: Offered) -> dict[str, Any]:
+    tool = offered.entry.tool
+    return {
+        **tool.listed,
+        "version": tool.version,
+        "owner": tool.owner,
+        "effect": tool.effect,
+        "backend": tool.backend,
+        "scopes": sorted(tool.scopes),
+        "missing_scopes": sorted(offered.missing),
+        "definition": tool.definition,
+    }
+
+
+def _query(asked: Asked, *, states: tuple[State, ...], held_only: bool = False) -> InvocationQuery:
+    given = asked.query
+    return InvocationQuery(
+        states=states,
+        held_only=held_only,
+        since_ms=_number(given, "since_ms", 2**53),
+        until_ms=_number(given, "until_ms", 2**53),
+        limit=_number(given, "limit", MOST) or LIST,
+        agent=given.get("agent", ""),
+        user=given.get("user", ""),
+        tool=given.get("tool", ""),
+        backend=given.get("backend", ""),
+        rule=given.get("rule", ""),
+        code=given.get("code", ""),
+        before=given.get("before", ""),
+    )
+
+
+def _states(given: Mapping[str, str]) -> tuple[State, ...]:
+    names = tuple(given["state"].split(",")) if "state" in given else ()
+    wrong = [name for name in names if name not in STATES]
+    if wrong:
+        raise Malformed(f"There is no state {wrong[0][:40]!r}.", next_step=f"States: {', '.join(STATES)}.")
+    return cast("tuple[State, ...]", names)
+
+
+def _number(given: Mapping[str, str], name: str, most: int) -> int:
+    text = given.get(name, "0")
+    if not (text.isascii() and text.isdigit() and len(text) <= 16 and int(text) <= most):
+        raise Malformed(f"`{name}` is not a whole number up to {most}.")
+    return int(text)
+
+
+# ----------------------------------------------------------------------------------------------------------- the table
+
+_TEXT = {"type": "string", "maxLength": 256}
+_PAGED: Mapping[str, Mapping[str, Any]] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": MOST, "default": LIST},
+    "before": {**_TEXT, "description": "`next` of the page before."},
+    "state": {"type": "string", "description": f"One or more, with commas between: {', '.join(STATES)}."},
+}
+_FILTERS: Mapping[str, Mapping[str, Any]] = {
+    **_PAGED,
+    **dict.fromkeys(("agent", "user", "tool", "backend", "rule", "code"), _TEXT),
+    "since_ms": {"type": "integer", "minimum": 0, "description": "Milliseconds since 1970, UTC."},
+    "until_ms": {"type": "integer", "minimum": 0, "description": "Milliseconds since 1970, UTC; not included."},
+}
+_REASON = {"reason": {"type": "string", "maxLength": 1000}}
+_DECIDING = ("forbidden", "unknown_hold", "conflict")
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        "GET", "/api/holds", "listHolds", "Held calls you may see; without `state` the open ones.",
+        list_holds, "Holds", parameters=_PAGED,
+    ),
+    Operation(
+        "GET", "/api/holds/{id}", "getHold", "One held call with exactly what will be sent.",
+        get_hold, "HoldInFull", codes=("unknown_hold",),
+    ),
+    Operation(
+        "POST", "/api/holds/{id}/approve", "approveHold", "Approve: the broker runs the call once.",
+        approve, "Hold", body=_REASON, codes=_DECIDING,
+    ),
+    Operation(
+        "POST", "/api/holds/{id}/deny", "denyHold", "Deny: the call never runs; the reason is sent to the agent.",
+        deny, "Hold", body=_REASON, required=("reason",), codes=_DECIDING,
+    ),
+    Operation(
+        "GET", "/api/invocations", "listInvocations", "Calls you may see, newest first.",
+        list_invocations, "Invocations", parameters=_FILTERS,
+    ),
+    Operation(
+        "GET", "/api/invocations/{id}", "getInvocation", "One call with its timeline.",
+        get_invocation, "InvocationInFull", codes=("unknown_hold",),
+    ),
+    Operation("GET", "/api/quotas", "listQuotas", "What is used of the quotas you may see.", list_quotas, "Quotas"),
+    Operation("GET", "/api/catalog", "listTools", "The tools that exist for you.", list_tools, "Catalog"),
+)  # fmt: skip

@@ -1,0 +1,91 @@
+"""Reading what people's programs and browsers send to the API and the console: bounded, strict, in one meaning only."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, cast
+from urllib.parse import parse_qsl
+
+import anyio
+import jiter
+from starlette.requests import ClientDisconnect, Request
+
+from broker.errors import Malformed
+
+BODY_BYTES = 65_536
+BODY_S = 10.0
+VALUE_CHARS = 4096
+FIELDS = 32
+
+
+async def form(request: Request) -> dict[str, str]:
+    """The fields of a form. Raises Malformed."""
+    _expect(request, "application/x-www-form-urlencoded")
+    try:
+        return _fields((await _body(request)).decode("ascii"))
+    except UnicodeDecodeError:
+        raise Malformed("The form is not properly encoded.") from None
+
+
+async def json_object(request: Request, known: Collection[str]) -> dict[str, Any]:
+    """The members of a JSON object; {} for an empty body. Raises Malformed, also for a member that is not known."""
+    body = await _body(request)
+    if not body:
+        return {}
+    _expect(request, "application/json")
+    try:
+        value = jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True)
+    except ValueError:
+        raise Malformed("The body is not JSON.") from None
+    if not isinstance(value, dict):
+        raise Malformed("The body is not a JSON object.")
+    members = cast("dict[str, Any]", value)
+    _only(members, known)
+    return members
+
+
+def query(request: Request, known: Collection[str]) -> dict[str, str]:
+    """The parameters of the URL; empty ones count as absent. Raises Malformed, also for one that is not known."""
+    fields = _fields(request.url.query)
+    _only(fields, known)
+    return {name: value for name, value in fields.items() if value}
+
+
+def _only(given: Collection[str], known: Collection[str]) -> None:
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise Malformed(
+            f"{unknown[0][:64]!r} is not known here.",
+            next_step=f"Known: {', '.join(sorted(known))}." if known else "Nothing is expected here.",
+        )
+
+
+def _fields(encoded: str) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(encoded, keep_blank_values=True, errors="strict", max_num_fields=FIELDS)
+    except ValueError:
+        raise Malformed("The parameters are not readable.") from None
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise Malformed("A parameter is there twice.")
+    if any(len(value) > VALUE_CHARS or "\x00" in value for value in fields.values()):
+        raise Malformed(f"A parameter is longer than {VALUE_CHARS} characters, or holds a NUL.")
+    return fields
+
+
+def _expect(request: Request, media_type: str) -> None:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != media_type:
+        raise Malformed(f"The body is not {media_type}.")
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    try:
+        with anyio.fail_after(BODY_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > BODY_BYTES:
+                    raise Malformed(f"The body is larger than {BODY_BYTES} bytes.")
+    except (TimeoutError, ClientDisconnect):
+        raise Malformed("The body did not arrive.") from None
+    return bytes(body)

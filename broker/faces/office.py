@@ -1,0 +1,172 @@
+"""What a person may see and decide: the one answer behind the REST API and the console.
+
+Whose records: those of one's own tenant, and of no other. Within it
+
+- the caller of a call sees it;
+- whoever may review a held call sees it;
+- whoever holds the settings' reviewer scope sees every call, every quota and the backends.
+
+What one may not see does not exist: the same answer as for an id that was never given out. Whether a person may
+*decide* is the desk's to say, here as everywhere.
+
+What must not live here: HTTP, HTML, wording of errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import unquote
+
+import jiter
+
+from broker.catalog.catalog import Entry, Shelf
+from broker.errors import Forbidden, UnknownHold
+from broker.model.hold import Hold
+from broker.model.invocation import Invocation, InvocationQuery
+from broker.model.principal import Principal, person
+from broker.model.quota import QuotaState
+from broker.pipeline.desk import Desk
+from broker.ports import Backend, Clock, Store
+from broker.settings import Settings
+
+SCANNED = 2_000  # records looked through for one page of somebody who may see few of them
+_PAGE = 500
+REASON_CHARS = 1_000
+
+Authenticate = Callable[[str | None, str], Awaitable[Principal]]
+"""`Gatekeeper.authenticate`: (credential, door) -> who. Raises Unauthenticated; RecordUnavailable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """next: the `before` of the following page, "" when this is the last."""
+
+    items: tuple[Invocation, ...]
+    next: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A tool that exists for somebody. missing: scopes he lacks to call it."""
+
+    entry: Entry
+    missing: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Office:
+    settings: Settings
+    store: Store
+    desk: Desk
+    shelf: Shelf
+    backends: Mapping[str, Backend]
+    clock: Clock
+    authenticate: Authenticate
+
+    # ---------------------------------------------------------------------------------------------------- what is seen
+
+    def oversees(self, who: Principal) -> bool:
+        """Whether this person sees every record of his tenant."""
+        return self.settings.hold.reviewer_scope in who.scopes
+
+    def sees(self, who: Principal, invocation: Invocation) -> bool:
+        if invocation.tenant != who.tenant:
+            return False
+        return self.oversees(who) or self._is_own(who, invocation) or self._reviews(who, invocation.hold)
+
+    def _is_own(self, who: Principal, invocation: Invocation) -> bool:
+        if invocation.principal_key == who.key:
+            return True
+        same_person = bool(who.user) and person(invocation.user) == person(who.user)
+        return same_person and invocation.issuer == who.issuer
+
+    def _reviews(self, who: Principal, hold: Hold | None) -> bool:
+        return hold is not None and bool(who.scopes & set(hold.scopes) or who.groups & set(hold.groups))
+
+    async def invocation(self, who: Principal, call_id: str) -> Invocation:
+        """Raises UnknownHold, in the same words for what does not exist and what this person may not see."""
+        found = await self.store.invocation(call_id)
+        if found is None or not self.sees(who, found):
+            raise UnknownHold(
+                f"There is no call {call_id[:64]!r} here for you.", next_step="List them, and use an id of the list."
+            )
+        return found
+
+    async def hold(self, who: Principal, call_id: str) -> Invocation:
+        """As `invocation`, for a call that was held."""
+        found = await self.invocation(who, call_id)
+        if found.hold is None:
+            raise UnknownHold(f"The call {call_id[:64]!r} was not held.", next_step="List the holds.")
+        return found
+
+    async def page(self, who: Principal, query: InvocationQuery) -> Page:
+        """What the query finds of what this person may see, newest first, at most query.limit."""
+        query = replace(query, within=who.tenant)
+        if self.oversees(who):
+            found = await self.store.invocations(replace(query, limit=query.limit + 1))
+            return _cut(found, query.limit)
+        seen: list[Invocation] = []
+        before = query.before
+        for _ in range(SCANNED // _PAGE):
+            rows = await self.store.invocations(replace(query, before=before, limit=_PAGE))
+            seen += [row for row in rows if self.sees(who, row)]
+            if len(seen) > query.limit or len(rows) < _PAGE:
+                return _cut(seen, query.limit)
+            before = rows[-1].call_id
+        return Page(tuple(seen), before)
+
+    async def waiting(self, who: Principal, limit: int = 1_000) -> tuple[Invocation, ...]:
+        """What waits for a decision and this person may see, the soonest to expire first."""
+        found = (await self.page(who, InvocationQuery(states=("held",), limit=limit))).items
+        return tuple(sorted(found, key=lambda one: (one.hold.expires_at_ms if one.hold else 0, one.call_id)))
+
+    async def arguments(self, invocation: Invocation) -> Any:
+        """Exactly what will be sent, for an open hold; else what the record kept; None when nothing is left."""
+        exact = await self.store.held_arguments(invocation.call_id)
+        return invocation.kept if exact is None else jiter.from_json(exact)
+
+    async def quotas(self, who: Principal) -> list[QuotaState]:
+        """What is used, of his own buckets; of all of his tenant for who oversees it."""
+        states = await self.store.quotas(self.clock.now_ms())
+        return [state for state in states if self._counts(who, _keys(state.bucket))]
+
+    def _counts(self, who: Principal, keys: Mapping[str, str]) -> bool:
+        if keys.get("tenant", person(who.tenant)) != person(who.tenant) or ("tenant" not in keys and who.tenant):
+            return False
+        if self.oversees(who):
+            return True
+        return keys.get("agent") == person(who.agent) or (bool(who.user) and keys.get("user") == person(who.user))
+
+    def offered(self, who: Principal) -> list[Offered]:
+        """The tools that exist for this caller, those it may not call yet with what it lacks."""
+        return [
+            Offered(entry, entry.tool.scopes - who.scopes)
+            for entry in self.shelf.current.entries.values()
+            if entry.is_visible(who)
+        ]
+
+    # ------------------------------------------------------------------------------------------------ what is decided
+
+    def objection(self, who: Principal, hold: Hold) -> str:
+        """Why this person may not decide on this hold, or ""."""
+        return self.desk.objection(hold, who)
+
+    async def decide(self, who: Principal, call_id: str, *, approve: bool, reason: str, via: str) -> Invocation:
+        """Raises UnknownHold; Forbidden (not this person; no reason for a denial); Conflict (decided or expired)."""
+        await self.hold(who, call_id)
+        words = " ".join(reason.split())[:REASON_CHARS]
+        if not approve and not words:
+            raise Forbidden("A denial needs a reason.", next_step="Say in one sentence why; it is sent to the agent.")
+        return await self.desk.review(call_id, approve=approve, reviewer=who, reason=words, via=via)
+
+
+def _cut(found: list[Invocation], limit: int) -> Page:
+    items = tuple(found[:limit])
+    return Page(items, items[-1].call_id if len(found) > limit and items else "")
+
+
+def _keys(bucket: str) -> dict[str, str]:
+    pairs = (part.partition("=") for part in bucket.split(",") if part)
+    return {name: unquote(value) for name, _, value in pairs}

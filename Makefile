@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: demo test setup check format test-wire test-crash bench clean help
+.PHONY: demo test setup format test-wire test-crash bench screenshots clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -48,6 +48,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,demo]'; \
 	fi
 	@touch $@
+
+screenshots: setup ## pictures of the console's pages into docs/console (needs Chromium)
+	$(BIN)/python -m tests.screenshots
 
 clean:           ## remove what setup and the tests made
 	rm -rf $(VENV) .wire .bench .pytest_cache .ruff_cache .hypothesis

@@ -16,7 +16,9 @@ from broker.settings import Settings
 if TYPE_CHECKING:
     from starlette.routing import Route
 
-__all__ = ["routes", "undeclared", "unsafe"]
+    from broker.authserver.console import ConsoleSignIn
+
+__all__ = ["console_sign_in", "routes", "undeclared", "unsafe"]
 
 
 class _SystemClock:
@@ -46,3 +48,21 @@ def routes(
 
     house = House(settings, directory, clock or _SystemClock(), scopes, base_url)
     return Endpoints(house, note).routes()
+
+
+def console_sign_in(
+    settings: Settings,
+    directory: Directory,
+    scopes: Callable[[], Iterable[str]],
+    note: Callable[[str, Mapping[str, Any]], Awaitable[None]],
+    base_url: Callable[[], str],
+    *,
+    clock: Clock,
+) -> ConsoleSignIn | None:
+    """How the console signs people in with the embedded issuer; None when the settings turn that off."""
+    if not settings.auth.embedded.enabled:
+        return None
+    from broker.authserver.console import ConsoleSignIn  # late, as in `routes`
+    from broker.authserver.protocol import House
+
+    return ConsoleSignIn(House(settings, directory, clock, scopes, base_url), note)

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from broker.authserver import bodies, clients, keys, metadata, pages, redirects, tokens
+from broker.authserver import bodies, clients, console, keys, metadata, pages, redirects, tokens
 from broker.authserver.accounts import SignIn
 from broker.authserver.browser import Browser, Visitor
 from broker.authserver.protocol import Asked, House, Parameters, Reply
@@ -125,6 +125,8 @@ class Endpoints:
         visitor = await self._browser.visitor(request)
         if visitor.account is None:
             return self._browser.with_cookie(self._sign_in_page(visitor, query), visitor)
+        if asked.client.client_id == console.CLIENT_ID:  # the broker itself: nobody else is given anything
+            return self._to_client(await to_thread.run_sync(self._server.answer, asked, visitor.account))
         return self._browser.with_cookie(self._consent_page(visitor, visitor.account, asked, query), visitor)
 
     async def decide(self, request: Request) -> Response:

@@ -2,7 +2,7 @@
 
 Paths are matched on the raw bytes of the request target, exactly: `//mcp`, `/mcp%2f`, `/MCP` and `/healthz/../mcp` are
 other paths and lead nowhere. Agents' endpoints go to the gate, which authenticates; `/healthz` and `/readyz` answer any
-prober and say nothing a stranger may not know; what else is handed in (OAuth, metadata, later the console) is behind
+prober and say nothing a stranger may not know; what else is handed in (OAuth, metadata, API, console) is behind
 the same Host check and a small body cap.
 
 What must not live here: identity, JSON-RPC, anything of a call.
@@ -43,11 +43,17 @@ class Web:
     """The ASGI root. `running()` must be entered while it serves."""
 
     def __init__(
-        self, agents: AgentServer, routes: Sequence[BaseRoute], not_ready: Callable[[], Sequence[str]], version: str
+        self,
+        agents: AgentServer,
+        routes: Sequence[BaseRoute],
+        not_ready: Callable[[], Sequence[str]],
+        version: str,
+        on_drain: Callable[[], None] = lambda: None,
     ) -> None:
         self._agents = agents
         self._not_ready = not_ready
         self._version = version
+        self._on_drain = on_drain
         self._others = Router(routes, redirect_slashes=False, default=_not_found)
         self._plain: Mapping[bytes, Callable[[], tuple[int, Any]]] = {
             b"/": self._about,
@@ -76,6 +82,7 @@ class Web:
     async def drain(self, seconds: float) -> None:
         """Begin to shut down: `/readyz` turns red, nothing new is taken, streams end in good order."""
         self._draining = True
+        self._on_drain()
         await self._agents.drain(seconds)
 
     def _routes_root(self) -> bool:
@@ -111,12 +118,14 @@ def build(
     routes: Sequence[BaseRoute] = (),
     not_ready: Callable[[], Sequence[str]] = lambda: (),
     version: str = "",
+    on_drain: Callable[[], None] = lambda: None,
 ) -> Web:
     """The ASGI root. routes: whatever else is served (OAuth, metadata); each brings its own identity checks.
 
-    not_ready: why calls cannot be served now, shown on `/readyz`; empty when they can.
+    not_ready: why calls cannot be served now, shown on `/readyz`; empty when they can. on_drain: told when a shutdown
+    begins, to end what would not end by itself.
     """
-    return Web(agents, routes, not_ready, version)
+    return Web(agents, routes, not_ready, version, on_drain)
 
 
 def bind(settings: Settings) -> socket.socket:

@@ -9,20 +9,24 @@ import signal
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 import structlog
+from anyio import to_thread
 
-from broker import __version__
+from broker import __version__, verifier
 from broker.assembly import Broker
 from broker.auth import challenge, local, metadata
-from broker.authserver import routes, unsafe
+from broker.authserver import console_sign_in, routes, unsafe
 from broker.errors import ConfigurationError, Problem, RecordUnavailable, SettingsError
 from broker.faces import web
 from broker.faces.api.routes import Api
 from broker.faces.cli.house import SETTINGS_FILE, unset
 from broker.faces.cli.output import stamp, styled, tell
+from broker.faces.console.site import Console
+from broker.faces.console.visit import Verified
 from broker.faces.mcp.server import AgentServer
 from broker.faces.office import Office
 from broker.faces.text import safe
@@ -42,6 +46,7 @@ INSTRUCTIONS = (
     "why, whether anything was done, and what to do next; do not repeat a call that says not to."
 )
 TALLY_EVERY_S = 60.0
+_VERIFYING = anyio.CapacityLimiter(1)
 
 log = structlog.get_logger("broker.serve")
 
@@ -75,7 +80,14 @@ async def over_stdio(settings: Settings) -> None:
 async def application(broker: Broker) -> AsyncGenerator[web.Web]:
     """Every face this broker has over HTTP, ready to be served where `broker.where` says."""
     async with _faced(broker) as agents:
-        yield web.build(agents, routes=_routes(broker), not_ready=lambda: broker.not_ready, version=__version__)
+        console = _console(broker)
+        yield web.build(
+            agents,
+            routes=[*(console.routes() if console else ()), *_routes(broker)],
+            not_ready=lambda: broker.not_ready,
+            version=__version__,
+            on_drain=console.close if console else lambda: None,
+        )
 
 
 @asynccontextmanager
@@ -129,6 +141,32 @@ def _routes(broker: Broker) -> list[Route]:
             broker.settings, broker.directory, scopes, broker.store.note, broker.where.base_url, clock=broker.clock
         ),
     ]
+
+
+def _console(broker: Broker) -> Console | None:
+    """None when nobody can sign in: the embedded issuer is turned off."""
+    issuer = console_sign_in(
+        broker.settings,
+        broker.directory,
+        lambda: broker.shelf.current.all_scopes,
+        broker.store.note,
+        broker.where.base_url,
+        clock=broker.clock,
+    )
+    if issuer is None:
+        return None
+    return Console(_office(broker), issuer, verify=partial(_verify, broker), base_url=broker.where.base_url())
+
+
+async def _verify(broker: Broker) -> Verified:
+    """Walk through the whole record, in a thread, one walk at a time."""
+    path = broker.settings.directory / broker.settings.database
+    found = await to_thread.run_sync(verifier.verify, path, limiter=_VERIFYING)
+    told = f"{found.entries} entries in {count(found.chains, 'chain')}, {found.records} records agree with them."
+    if found.fault is not None:
+        where = f"Chain {found.fault.chain}, entry {found.fault.seq}: " if found.fault.chain else ""
+        told = f"{where}{found.fault.what}"
+    return Verified(found.ok, told, found.limits, broker.clock.now_ms())
 
 
 def _office(broker: Broker) -> Office:
@@ -227,6 +265,7 @@ async def _ready(broker: Broker, base_url: str) -> list[str]:
         lines += [
             f"  health    {base_url}/readyz",
             f"  MCP       {base_url}/mcp  (SSE: {base_url}/sse)",
+            *([f"  console   {base_url}/console"] if settings.auth.embedded.enabled else []),
             "  connect   broker connect claude-code",
         ]
     else:

@@ -1,0 +1,87 @@
+"""Pictures of the console's pages for docs/, from a broker with a little life in it: `make screenshots`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from pathlib import Path
+
+import anyio
+
+from broker.errors import BrokerError
+from tests.browser import CHROMIUM, PHONE, Window, chromium, window
+from tests.consoles import ORDERS
+from tests.premises import House, house_with
+from tests.world import agent, perform, reviewer, until_state
+
+FOLDER = Path(__file__).parents[1] / "docs" / "console"
+CALM = ORDERS.replace(" <b onmouseover=alert(1)>", "").replace(" <script>alert('description')</script>", "")
+VOUCHED = {"agent": "support-bot", "user": "ann", "scopes": ["notes.write"]}
+
+
+def refund(order: str, amount: float, reason: str) -> dict[str, object]:
+    return {"order_id": order, "amount": amount, "reason": reason}
+
+
+async def live(house: House) -> str:
+    """Calls of every kind; returns a hold that waits."""
+    bot = agent("support-bot", user="ann", scopes=["notes.write"], issuer="settings")
+    for order in ("1002", "1003"):
+        await perform(house.broker, "orders_get", {"order_id": order}, bot)
+    await perform(house.broker, "orders_refund", refund("1001", 20, "Delivered late"), bot)
+    with contextlib.suppress(BrokerError):
+        await perform(house.broker, "orders_refund", refund("1002", 10, "Goodwill"), agent("report-bot"))
+    for order, amount, approve, why in (
+        ("1005", 80, True, "checked with the customer"),
+        ("1006", 900, False, "the customer has been paid already"),
+    ):
+        decided = await house.held("orders_refund", refund(order, amount, "Damaged"), name="support-bot")
+        await house.broker.desk.review(decided, approve=approve, reviewer=reviewer("raul"), reason=why, via="console")
+        await until_state(house.broker, decided, "succeeded", "rejected")
+    await house.held(
+        "orders_refund", refund("1003", 64.5, "Wrong size \u2066\u202egpj.exe\u2069 (see attached)"), name="support-bot"
+    )
+    return await house.held("orders_refund", refund("1002", 120, "The armrest is broken"), name="support-bot")
+
+
+async def shoot(opened: Window, path: str, name: str) -> None:
+    await opened.go(path)
+    await opened.page.wait_for_load_state("load")
+    await opened.page.screenshot(path=FOLDER / f"{name}.png", full_page=True)
+
+
+async def main() -> None:
+    if not CHROMIUM:
+        sys.exit("make screenshots needs Chromium: apt-get install chromium")
+    FOLDER.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        async with house_with(Path(folder), CALM, stdio=VOUCHED) as house, chromium() as browser:
+            house.person("rita")
+            hold_id = await live(house)
+            async with window(browser, house) as rita:
+                await rita.go()
+                await rita.page.screenshot(path=FOLDER / "sign-in.png")
+                await rita.sign_in("rita")
+                await shoot(rita, "/console", "inbox")
+                await shoot(rita, f"/console/holds/{hold_id}", "hold")
+                for page in ("catalog", "quotas", "backends"):
+                    await shoot(rita, f"/console/{page}", page)
+                await rita.go("/console/record")
+                await rita.page.click("main button")
+                await rita.page.screenshot(path=FOLDER / "record.png", full_page=True)
+            async with window(browser, house, viewport=PHONE, color_scheme="dark") as rita:
+                await rita.sign_in("rita")
+                await shoot(rita, f"/console/holds/{hold_id}", "hold-phone")
+                await shoot(rita, "/console", "inbox-phone")
+            async with window(browser, house) as rita:
+                await rita.sign_in("rita", f"/console/holds/{hold_id}")
+                await rita.page.click("button.yes")
+                await rita.page.wait_for_selector("#hold[data-state=succeeded]")
+                await rita.page.screenshot(path=FOLDER / "hold-done.png", full_page=True)
+                await shoot(rita, "/console/calls", "calls")
+                await shoot(rita, f"/console/calls/{hold_id}", "call")
+
+
+if __name__ == "__main__":
+    anyio.run(main)

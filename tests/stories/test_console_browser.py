@@ -1,0 +1,160 @@
+"""The console in a real browser: a hold seen, decided and run; two people at once; text that wants to be more."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser, expect
+
+from broker.errors import Denied
+from tests.browser import PHONE, chromium, needed, window
+from tests.consoles import ORDERS, VECTORS
+from tests.premises import House, house_with
+from tests.world import agent, perform, until_state
+
+pytestmark = [pytest.mark.anyio, needed]
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncGenerator[House]:
+    async with house_with(tmp_path, ORDERS) as house:
+        for name in ("rita", "raul"):
+            house.person(name)
+        yield house
+
+
+@pytest.fixture
+async def browser() -> AsyncGenerator[Browser]:
+    async with chromium() as browser:
+        yield browser
+
+
+def refund(amount: float, reason: str = "The armrest is broken") -> dict[str, object]:
+    return {"order_id": "1002", "amount": amount, "reason": reason}
+
+
+async def test_a_hold_appears_by_itself_is_approved_and_the_page_says_what_happened(
+    house: House, browser: Browser
+) -> None:
+    async with window(browser, house) as rita:
+        await rita.sign_in("rita")
+        await expect(rita.page.locator("h1")).to_have_text("Nothing to decide")
+        hold_id = await house.held("orders_refund", refund(120))
+        await expect(rita.page.locator("h1")).to_have_text("1 call to decide")
+        assert (await rita.page.title()).startswith("(1) ")
+        card = await rita.page.inner_text("[data-card]")
+        for answer in ("bot for ann", "write", "orders", "refunds above 50 EUR", '"amount": 120', "left"):
+            assert answer in card
+        await rita.page.click("[data-open]")
+        assert await rita.page.evaluate("document.activeElement.tagName") == "BODY"
+        await rita.page.click("text=Approve: run orders_refund now")
+        await rita.page.wait_for_selector("#hold[data-state=succeeded]")
+        assert "Approved and done." in await rita.text()
+        answer = await perform(
+            house.broker,
+            "broker_held_call",
+            {"id": hold_id},
+            agent(user="ann", scopes=["notes.write"], issuer="settings"),
+        )
+        assert answer.content[0]["text"] == "refunded"
+        assert rita.strange == []
+
+
+async def test_of_two_people_one_decides_and_the_other_sees_who_was_first(house: House, browser: Browser) -> None:
+    hold_id = await house.held("orders_refund", refund(300))
+    async with window(browser, house) as rita, window(browser, house, java_script_enabled=False) as raul:
+        await rita.sign_in("rita", f"/console/holds/{hold_id}")
+        await raul.sign_in("raul", f"/console/holds/{hold_id}")  # without script nothing tells him in time
+        await rita.page.click("button.yes")
+        await until_state(house.broker, hold_id, "succeeded")
+        await raul.page.fill("#reason", "too much")
+        await raul.page.click("button.no")
+        told = await raul.text()
+        assert "Your decision came too late" in told
+        assert "Decided by rita@" in told
+        assert (rita.strange, raul.strange) == ([], [])
+
+
+async def test_the_keys_choose_open_and_deny_and_the_reason_reaches_the_agent(house: House, browser: Browser) -> None:
+    await house.held("orders_refund", refund(100, "first"))
+    hold_id = await house.held("orders_refund", refund(200, "second"))
+    async with window(browser, house) as rita:
+        await rita.sign_in("rita")
+        await rita.page.wait_for_selector("[data-card]")
+        for key in ("j", "j", "k", "j", "d"):
+            await rita.page.keyboard.press(key)
+        await rita.page.wait_for_url(f"**/holds/{hold_id}#deny")
+        await rita.page.wait_for_timeout(800)  # keys count only once the page has been there for a moment
+        await rita.page.keyboard.press("d")
+        await rita.page.keyboard.type("a d j k are letters here")
+        await rita.page.keyboard.press("Tab")
+        await rita.page.keyboard.press("Enter")
+        await rita.page.wait_for_selector("#hold[data-state=rejected]")
+        with pytest.raises(Denied) as denied:
+            caller = agent(user="ann", scopes=["notes.write"], issuer="settings")
+            await perform(house.broker, "broker_held_call", {"id": hold_id}, caller)
+        assert "a d j k are letters here" in denied.value.sentence
+        assert rita.strange == []
+
+
+async def test_a_hold_that_expires_while_it_is_looked_at_says_so(house: House, browser: Browser) -> None:
+    hold_id = await house.held("orders_refund", refund(90))
+    async with window(browser, house) as rita:
+        await rita.sign_in("rita", f"/console/holds/{hold_id}")
+        await rita.page.fill("#reason", "half a sent")
+        await house.broker.store.sweep(house.broker.clock.now_ms() + 5 * 3_600_000)
+        await rita.page.wait_for_selector("#hold[data-state=expired]")
+        assert "Nobody decided in time" in await rita.text()
+
+
+async def test_hostile_text_is_only_text_on_every_page(house: House, browser: Browser) -> None:
+    async with window(browser, house) as rita:
+        await rita.sign_in("rita")
+        hold_id = ""
+        for number, vector in enumerate(VECTORS):
+            arguments = {**refund(100 + number, vector), "order_id": vector[:200], "more": {vector[:100]: [vector]}}
+            hold_id = await house.held("orders_refund", arguments, name=f"bot {vector[:60]}")
+            await rita.go(f"/console/holds/{hold_id}")
+            assert "Exactly these arguments will be sent" in await rita.text(), vector
+            foreign = await rita.page.evaluate(
+                "document.querySelectorAll('main script, main style, main iframe, main img, main svg, main link, "
+                "main meta, main [onerror], main [onload], main [autofocus], main form[action^=http]').length"
+            )
+            assert foreign == 0, vector
+            await rita.page.fill("#reason", f"no: {vector[:900]}".replace("\x00", ""))
+            await rita.page.click("button.no")
+            await rita.page.wait_for_selector("#hold[data-state=rejected]")
+        for path in ("/console", "/console/calls", f"/console/calls/{hold_id}", "/console/catalog", "/console/quotas"):
+            await rita.go(path)
+            assert await rita.page.locator("h1").count() == 1
+        await rita.go("/console/calls")
+        shown = await rita.text()
+        assert "\u202e" not in shown and "\u200b" not in shown
+        assert "\\u{202e}" in shown
+        assert rita.strange == []
+
+
+async def test_what_is_cut_says_so_and_can_be_seen_whole(house: House, browser: Browser) -> None:
+    many = {f"line {number:04}": number for number in range(500)}
+    hold_id = await house.held("orders_refund", {**refund(500), "more": many})
+    async with window(browser, house) as rita:
+        await rita.sign_in("rita", f"/console/holds/{hold_id}")
+        assert "cut here" in await rita.text()
+        assert "line 0499" not in await rita.text()
+        await rita.page.click("text=more lines")
+        await rita.page.wait_for_url("**all=1")
+        assert "line 0499" in await rita.text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_every_page_fits_a_phone(house: House, browser: Browser, scheme: str) -> None:
+    hold_id = await house.held("orders_refund", refund(500, "x" * 300))
+    async with window(browser, house, viewport=PHONE, color_scheme=scheme) as rita:
+        await rita.sign_in("rita")
+        for path in ("", f"/holds/{hold_id}", "/calls", f"/calls/{hold_id}", "/catalog", "/quotas", "/backends"):
+            await rita.go("/console" + path)
+            width = await rita.page.evaluate("document.documentElement.scrollWidth")
+            assert width <= PHONE["width"], path
+        assert rita.strange == []

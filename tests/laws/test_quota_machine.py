@@ -45,7 +45,8 @@ class Reference:
         if kind == "rate":
             at = max([now, *self.units])
             return LIMIT - sum(unit > at - WINDOW for unit in self.units)
-        return LIMIT - sum(self.taken.get((kind, self.window(kind, now)), {}).values())
+        # A backend may report more than was reserved: then nothing is left, not less than nothing.
+        return max(0, LIMIT - sum(self.taken.get((kind, self.window(kind, now)), {}).values()))
 
     def short(self, wanted: dict[str, int], now: int) -> str:
         return next((kind for kind, amount in wanted.items() if amount > self.left(kind, now)), "")

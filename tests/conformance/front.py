@@ -22,7 +22,7 @@ MANIFESTS = """\
 kind: backend
 name: behind
 mcp:
-  url: {url}
+  url: URL
   allow_private: true
   timeout: 30s
 ---
@@ -30,6 +30,8 @@ kind: import
 name: everything
 backend: behind
 take: ["*"]
+resources: {take: ["*"]}
+prompts: {take: ["*"]}
 effect: read
 owner: tests
 """
@@ -40,7 +42,7 @@ def broker_before(url: str, directory: Path) -> Generator[str]:
     """A broker in a process of its own before the server at this URL; gives its own. Raises HouseError."""
     manifests = directory / "tool_manifests"
     manifests.mkdir(parents=True)
-    (manifests / "everything.yaml").write_text(MANIFESTS.format(url=json.dumps(url)), "utf-8")
+    (manifests / "everything.yaml").write_text(MANIFESTS.replace("URL", json.dumps(url)), "utf-8")
     port = free_port()
     (directory / "broker.yaml").write_text(SETTINGS.format(port=port, agent=AGENT), "utf-8")
     environment = environment_of({"BROKER_CONFIG": str(directory / "broker.yaml")})

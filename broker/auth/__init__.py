@@ -49,8 +49,8 @@ def authenticators(context: Context) -> tuple[Authenticator, ...]:
 class Gatekeeper:
     """The one door for credentials. What no authenticator knows is refused as what one of them found invalid.
 
-    nobody: who it is that comes without a credential, for tests (`testing.open`); None: such a caller is refused. A
-    credential that is presented is judged either way.
+    nobody: which agent it is that comes without a credential, for tests (`testing.open`); None: such a caller is
+    refused, as at the doors of reviewers always. A credential that is presented is judged either way.
     """
 
     def __init__(self, authenticators: Sequence[Authenticator], *, nobody: Principal | None = None) -> None:
@@ -64,8 +64,8 @@ class Gatekeeper:
         Raises Unauthenticated (facts: reason, a stable word; "missing" without a credential); RecordUnavailable when
         the directory cannot be read.
         """
-        if credential is None and self._nobody is not None:
-            return self._nobody
+        if credential is None and self._nobody is not None and door == "agents":
+            return self._nobody  # an agent, and never a reviewer: decisions go through other doors
         if not credential:
             raise Unauthenticated(
                 "This broker wants to know who calls, and no credential was sent.",

@@ -124,12 +124,13 @@ class Desk:
         deadline = anyio.current_time() + (self._wait_s if call.may_wait else 0.0)
         step, next_progress = 0, anyio.current_time()
         while True:
-            answer = await self._collected(held.call_id, call.principal)
+            collected = await self._collect(held.call_id, call.principal)
+            answer = _ended(collected)
             if answer is not None:
                 return answer
             now = anyio.current_time()
             if now >= deadline:
-                raise self._still_held(held)
+                raise self._still_open(collected.invocation)
             if call.progress and now >= next_progress:
                 step, next_progress = step + 1, now + PROGRESS_EVERY_S
                 await call.progress(step, None, f"Held for approval: {held.hold.reason if held.hold else ''}".strip())
@@ -160,23 +161,32 @@ class Desk:
             raise UnknownHold("You have no held call with this id.", next_step="Use the hold id you were given.")
         return collected
 
-    async def _collected(self, hold_id: str, principal: Principal) -> Answer | None:
-        return _ended(await self._collect(hold_id, principal))
-
-    def _still_held(self, held: Invocation) -> Held:
-        hold = held.hold
-        left_s = max(0, math.ceil((hold.expires_at_ms - self._clock.now_ms()) / 1000)) if hold else 0
-        entry = self._shelf.current.named(held.tool)
-        return Held(
-            f"Held: {held.tool} waits for a person's approval ({hold.reason if hold else 'a rule asks for it'}; rule "
-            f"{held.rule}). Nothing has been done yet. Hold id {held.call_id}, expires in {_spoken(left_s)}.",
+    def _still_open(self, held: Invocation) -> Held:
+        """How an open hold stands; once it is approved nobody but the record can say that nothing has been done."""
+        hold, entry = held.hold, self._shelf.current.entries.get(held.tool)
+        expires_at_ms = hold.expires_at_ms if hold else 0
+        left_s = max(0, math.ceil((expires_at_ms - self._clock.now_ms()) / 1000))
+        stands = {
+            "approved": "has been approved and runs as soon as a serving broker takes it. Nothing has been done yet.",
+            "dispatching": "has been approved and is under way.",
+        }.get(
+            held.state,
+            f"waits for a person's approval ({hold.reason if hold else 'a rule asks for it'}; rule {held.rule}). "
+            f"Nothing has been done yet. It expires in {_spoken(left_s)}.",
+        )
+        error = Held(
+            f"Held: {held.tool} {stands} Hold id {held.call_id}.",
             next_step=f'Go on with other work and call {held_call.NAME} with {{"id": "{held.call_id}"}} later to get '
             "the result; sending the same call again attaches to this hold.",
             promised=entry is not None and entry.tool.output_schema is not None,
             hold_id=held.call_id,
-            expires_at_ms=hold.expires_at_ms if hold else 0,
+            expires_at_ms=expires_at_ms,
             rule=held.rule,
+            state=held.state,
         )
+        if held.state == "dispatching":
+            error.effect = "unknown"
+        return error
 
     # --------------------------------------------------------------------------------------------------- the runner
 

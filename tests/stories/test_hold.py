@@ -215,3 +215,24 @@ async def test_a_hold_of_a_caller_nobody_vouches_for_any_more_does_not_run(tmp_p
         await broker.desk.review(hold_id, approve=True, reviewer=reviewer(), via="test")
         refused = await until_state(broker, hold_id, "failed")
         assert (refused.effect, refused.result_digest) == ("none", "")
+
+
+@pytest.mark.anyio
+async def test_who_asks_while_an_approved_call_is_under_way_is_not_told_that_nothing_was_done(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, TOOLS, stdio=STDIO)
+    async with Broker.open(settings, work=False) as broker, broker.reconciler.running():  # nobody runs approved calls
+        hold_id = await held(broker)
+        told: dict[str, tuple[str, bool]] = {}
+
+        async def ask() -> None:
+            with pytest.raises(Held) as open_still:
+                await perform(broker, "broker_held_call", {"id": hold_id}, writer, may_wait=False)
+            error = open_still.value
+            told[error.facts["state"]] = (error.effect, "Nothing has been done" in error.sentence)
+
+        await ask()
+        await broker.desk.review(hold_id, approve=True, reviewer=reviewer(), via="test")
+        await ask()
+        assert await broker.store.claim(hold_id, broker.clock.now_ms()) is not None
+        await ask()
+    assert told == {"held": ("none", True), "approved": ("none", True), "dispatching": ("unknown", False)}

@@ -15,6 +15,7 @@ STATUS: Mapping[str, int] = {
     "unknown_tool": 404,
     "unknown_hold": 404,
     "conflict": 409,
+    "in_flight": 409,
     "denied_by_reviewer": 409,
     "hold_expired": 409,
     "hold_withdrawn": 409,

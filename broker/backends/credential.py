@@ -9,6 +9,7 @@ Authlib makes the token request; the renewal is ours, because Authlib's own drop
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
@@ -77,12 +78,12 @@ def may_carry(header: str) -> bool:
     return plain and header.lower() not in framing | {"idempotency-key", "x-broker-call-id", "user-agent", "accept"}
 
 
-class Outbound(httpx2.Auth):
+class Outbound(httpx2.Auth, ABC):
     """What goes into each request, and which texts must never be shown. An httpx2.Auth for the library's clients."""
 
+    @abstractmethod
     async def header(self) -> tuple[str, str]:
         """Name and value for the next request. Raises Unavailable when there is none; nothing is sent then."""
-        raise NotImplementedError
 
     async def renewed(self, refused: str) -> tuple[str, str] | None:  # noqa: ARG002 – for those that can renew
         """Another one to try once after a 401 on this value, which means the request was not carried out; None when

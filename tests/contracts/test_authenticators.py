@@ -153,3 +153,12 @@ async def test_the_address_may_turn_out_later(world: World) -> None:
     world.base = other
     assert (await gatekeeper.authenticate(text)).issuer == other
     await gatekeeper.aclose()
+
+
+@pytest.mark.anyio
+async def test_the_open_door_of_tests_is_for_agents_and_never_for_reviewers() -> None:
+    nobody = Principal(agent="local", issuer="settings", scopes=frozenset({"broker.review"}))
+    gatekeeper = Gatekeeper((), nobody=nobody)
+    assert await gatekeeper.authenticate(None) is nobody
+    with pytest.raises(Unauthenticated):
+        await gatekeeper.authenticate(None, "api")

@@ -44,11 +44,16 @@ async def json_object(request: Request, known: Collection[str]) -> dict[str, Any
     return members
 
 
+def fields(request: Request, known: Collection[str]) -> dict[str, str]:
+    """The parameters of the URL. Raises Malformed, also for one that is not known."""
+    given = _fields(request.url.query)
+    _only(given, known)
+    return given
+
+
 def query(request: Request, known: Collection[str]) -> dict[str, str]:
-    """The parameters of the URL; empty ones count as absent. Raises Malformed, also for one that is not known."""
-    fields = _fields(request.url.query)
-    _only(fields, known)
-    return {name: value for name, value in fields.items() if value}
+    """The same, where empty ones count as absent: a form that was not filled in."""
+    return {name: value for name, value in fields(request, known).items() if value}
 
 
 def _only(given: Collection[str], known: Collection[str]) -> None:

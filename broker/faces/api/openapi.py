@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from broker.faces.api.errors import STATUS
+from broker.faces.api.inputs import schema_of
 from broker.faces.api.operations import OPERATIONS, STATES, Operation
 
 ALWAYS = ("malformed_request", "unauthenticated", "record_unavailable", "internal")
@@ -127,7 +128,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "maxLength": 128}}
         for name in re.findall(r"\{(\w+)\}", operation.path)
     ]
-    parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in operation.parameters.items()]
+    parameters += [_parameter(name, schema) for name, schema in operation.parameters.items()]
     described: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.summary,
@@ -135,12 +136,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "responses": _responses(operation),
     }
     if operation.body:
-        schema: dict[str, Any] = {
-            "type": "object",
-            "properties": operation.body,
-            "required": list(operation.required),
-            "additionalProperties": False,
-        }
+        schema = schema_of(operation.body, operation.required)
         described["requestBody"] = {
             "required": bool(operation.required),
             "content": {"application/json": {"schema": schema}},
@@ -148,8 +144,16 @@ def _operation(operation: Operation) -> dict[str, Any]:
     return described
 
 
+def _parameter(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    written = {"style": "form", "explode": False} if schema.get("type") == "array" else {}
+    return {"name": name, "in": "query", "schema": schema, **written}
+
+
 def _responses(operation: Operation) -> dict[str, Any]:
     responses: dict[str, Any] = {"200": {"description": "Done.", **_content(operation.answer)}}
+    if operation.leads_to:
+        one = {"id": "$response.body#/items/0/call_id"}
+        responses["200"]["links"] = {name: {"operationId": name, "parameters": one} for name in operation.leads_to}
     for code in (*ALWAYS, *operation.codes):
         status = str(STATUS[code])
         known = responses.get(status, {"description": "", **_content("Error")})

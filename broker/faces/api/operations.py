@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast, get_args
 
-from broker.errors import Malformed
 from broker.faces.office import Offered, Office
 from broker.faces.words import as_document, timeline
 from broker.model.hold import Hold
@@ -26,8 +25,8 @@ class Asked:
     who: Principal
     office: Office
     path: Mapping[str, str]
-    query: Mapping[str, str]
-    body: Mapping[str, Any]
+    query: Mapping[str, Any]  # as their schemas say, judged
+    body: Mapping[str, Any]  # judged as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +43,14 @@ class Operation:
     body: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     required: tuple[str, ...] = ()
     codes: tuple[str, ...] = ()  # of errors, besides those every operation has
+    leads_to: tuple[str, ...] = ()  # of a list: names of operations whose `id` is the `call_id` of one of its items
 
 
 # ----------------------------------------------------------------------------------------------------------- handlers
 
 
 async def list_holds(asked: Asked) -> Any:
-    states = _states(asked.query) or ("held", "approved")
+    states = tuple(asked.query.get("state", ("held", "approved")))
     page = await asked.office.page(asked.who, _query(asked, states=states, held_only=True))
     return {"items": [_held(asked, one) for one in page.items], "next": page.next}
 
@@ -70,14 +70,12 @@ async def deny(asked: Asked) -> Any:
 
 async def _decide(asked: Asked, *, approve: bool) -> Any:
     reason = asked.body.get("reason", "")
-    if not isinstance(reason, str):
-        raise Malformed("`reason` is not a text.")
     decided = await asked.office.decide(asked.who, asked.path["id"], approve=approve, reason=reason, via="api")
     return _held(asked, decided)
 
 
 async def list_invocations(asked: Asked) -> Any:
-    page = await asked.office.page(asked.who, _query(asked, states=_states(asked.query)))
+    page = await asked.office.page(asked.who, _query(asked, states=tuple(asked.query.get("state", ()))))
     return {"items": [as_document(one) for one in page.items], "next": page.next}
 
 
@@ -129,9 +127,9 @@ def _query(asked: Asked, *, states: tuple[State, ...], held_only: bool = False) 
     return InvocationQuery(
         states=states,
         held_only=held_only,
-        since_ms=_number(given, "since_ms", 2**53),
-        until_ms=_number(given, "until_ms", 2**53),
-        limit=_number(given, "limit", MOST) or LIST,
+        since_ms=given.get("since_ms", 0),
+        until_ms=given.get("until_ms", 0),
+        limit=given.get("limit", LIST),
         agent=given.get("agent", ""),
         user=given.get("user", ""),
         tool=given.get("tool", ""),
@@ -142,34 +140,23 @@ def _query(asked: Asked, *, states: tuple[State, ...], held_only: bool = False) 
     )
 
 
-def _states(given: Mapping[str, str]) -> tuple[State, ...]:
-    names = tuple(given["state"].split(",")) if "state" in given else ()
-    wrong = [name for name in names if name not in STATES]
-    if wrong:
-        raise Malformed(f"There is no state {wrong[0][:40]!r}.", next_step=f"States: {', '.join(STATES)}.")
-    return cast("tuple[State, ...]", names)
-
-
-def _number(given: Mapping[str, str], name: str, most: int) -> int:
-    text = given.get(name, "0")
-    if not (text.isascii() and text.isdigit() and len(text) <= 16 and int(text) <= most):
-        raise Malformed(f"`{name}` is not a whole number up to {most}.")
-    return int(text)
-
-
 # ----------------------------------------------------------------------------------------------------------- the table
 
 _TEXT = {"type": "string", "maxLength": 256}
+_TIME = {"type": "integer", "minimum": 0, "maximum": 2**53}
 _PAGED: Mapping[str, Mapping[str, Any]] = {
     "limit": {"type": "integer", "minimum": 1, "maximum": MOST, "default": LIST},
     "before": {**_TEXT, "description": "`next` of the page before."},
-    "state": {"type": "string", "description": f"One or more, with commas between: {', '.join(STATES)}."},
-}
+    "state": {
+        "type": "array", "items": {"enum": list(STATES)}, "maxItems": len(STATES),
+        "description": "One or more, with commas between.",
+    },
+}  # fmt: skip
 _FILTERS: Mapping[str, Mapping[str, Any]] = {
     **_PAGED,
     **dict.fromkeys(("agent", "user", "tool", "backend", "rule", "code"), _TEXT),
-    "since_ms": {"type": "integer", "minimum": 0, "description": "Milliseconds since 1970, UTC."},
-    "until_ms": {"type": "integer", "minimum": 0, "description": "Milliseconds since 1970, UTC; not included."},
+    "since_ms": {**_TIME, "description": "Milliseconds since 1970, UTC."},
+    "until_ms": {**_TIME, "description": "Milliseconds since 1970, UTC; not included."},
 }
 _REASON = {"reason": {"type": "string", "maxLength": 1000}}
 _DECIDING = ("forbidden", "unknown_hold", "conflict")
@@ -177,7 +164,7 @@ _DECIDING = ("forbidden", "unknown_hold", "conflict")
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "GET", "/api/holds", "listHolds", "Held calls you may see; without `state` the open ones.",
-        list_holds, "Holds", parameters=_PAGED,
+        list_holds, "Holds", parameters=_PAGED, leads_to=("getHold", "approveHold", "denyHold"),
     ),
     Operation(
         "GET", "/api/holds/{id}", "getHold", "One held call with exactly what will be sent.",
@@ -193,7 +180,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "GET", "/api/invocations", "listInvocations", "Calls you may see, newest first.",
-        list_invocations, "Invocations", parameters=_FILTERS,
+        list_invocations, "Invocations", parameters=_FILTERS, leads_to=("getInvocation",),
     ),
     Operation(
         "GET", "/api/invocations/{id}", "getInvocation", "One call with its timeline.",

@@ -15,9 +15,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from broker.errors import BrokerError, Internal, Malformed, RecordUnavailable, Unauthenticated, UnknownHold
-from broker.faces import bodies
 from broker.faces.api import openapi
 from broker.faces.api.errors import STATUS, as_object
+from broker.faces.api.inputs import Inputs
 from broker.faces.api.operations import OPERATIONS, Asked, Operation
 from broker.faces.mcp.ports import Challenge
 from broker.faces.office import Office
@@ -46,6 +46,7 @@ class Api:
         self._challenge = challenge
         self._called = called
         self._version = version
+        self._inputs = {operation.name: Inputs(operation) for operation in OPERATIONS}
 
     def routes(self) -> list[Route]:
         by_path: dict[str, dict[str, Operation]] = {}
@@ -79,8 +80,9 @@ class Api:
         try:
             credential = self._bearer(request.headers.getlist("authorization"))
             who = await self._office.authenticate(credential, DOOR)
-            query = bodies.query(request, operation.parameters)
-            body = await bodies.json_object(request, operation.body) if request.method == "POST" else {}
+            inputs = self._inputs[operation.name]
+            query = inputs.query(request)
+            body = await inputs.body(request) if request.method == "POST" else {}
             asked = Asked(who, self._office, request.path_params, query, body)
             return _json(200, await operation.handler(asked))
         except Unauthenticated as error:

@@ -1,0 +1,46 @@
+"""Schemathesis against the served API and its published description: every check it knows, generated requests, good and
+bad. What it finds is either a fault of the API or a lie of the description; there is no list of exceptions here.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.premises import House, house_with
+from tests.stories.test_call import QUOTA, TOOLS
+
+pytestmark = pytest.mark.anyio
+
+EXAMPLES = os.environ.get("BROKER_TEST_FUZZ_EXAMPLES", "25")  # for each operation and phase
+PATIENCE_S = 600
+OPEN_HOLDS = 12
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncGenerator[House]:
+    async with house_with(tmp_path, TOOLS + QUOTA) as house:
+        house.person("rita")
+        yield house
+
+
+async def test_what_the_description_promises_is_what_the_api_does(house: House, tmp_path: Path) -> None:
+    for amount in range(OPEN_HOLDS):
+        await house.held(arguments={"amount": 500 + amount}, name=f"bot-{amount}")
+    command = [
+        str(Path(sys.executable).with_name("st")), "run", f"{house.url}/api/openapi.json",
+        "--header", f"Authorization: Bearer {house.token('rita')}",
+        "--checks", "all", "--max-examples", EXAMPLES, "--seed", "1", "--no-color", "--report", "ndjson",
+        "--report-dir", str(tmp_path / "report"),
+    ]  # fmt: skip
+    with anyio.fail_after(PATIENCE_S):
+        ended = await anyio.run_process(command, check=False, stderr=subprocess.STDOUT, cwd=tmp_path)
+    said = ended.stdout.decode(errors="replace")
+    assert ended.returncode == 0, said[-20_000:]
+    assert "No issues found" in said, said[-20_000:]

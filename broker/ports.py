@@ -378,6 +378,10 @@ class Directory(Protocol):
 
     def remove_session(self, cookie_hash: str) -> None: ...
 
+    def remove_sessions(self, account: str) -> None:
+        """Those of every browser that is signed in with this account."""
+        ...
+
     def signing_keys(self) -> tuple[SigningKey, ...]:
         """Those that still verify, the one that signs first."""
         ...

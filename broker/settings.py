@@ -100,6 +100,27 @@ class HoldSettings(_Section):
     open_per_agent: int = Field(default=100, ge=1, le=100_000, description="How many holds one agent may have open.")
 
 
+class ConsoleSettings(_Section):
+    """Where people sign in to the console when it is not at the embedded issuer."""
+
+    issuer: str = Field(
+        default="", description="Sign people in at this issuer, one of `auth.issuers`; empty: at the embedded one."
+    )
+    client_id: str = Field(
+        default="", description="The console's client at that issuer; its redirect URI is `/console/callback` here."
+    )
+    client_secret: str = Field(
+        default="", description="The client's secret, by reference; empty: a public client, by PKCE alone."
+    )
+    scopes: list[str] = Field(
+        default=["openid", "broker.review"],
+        description="Scopes to ask for; with `openid` an ID token is required and checked.",
+    )
+    resource: str = Field(
+        default="", description="What the access token shall be for (RFC 8707 `resource`); empty: it is not asked."
+    )
+
+
 class Limits(_Section):
     body_bytes: int = Field(default=4_194_304, ge=1024, description="Largest request body.")
     bytes_in_flight: int = Field(
@@ -138,6 +159,7 @@ class Settings(_Section):
     auth: Auth = Auth()
     stdio: StdioIdentity = StdioIdentity()
     hold: HoldSettings = HoldSettings()
+    console: ConsoleSettings = ConsoleSettings()
     limits: Limits = Limits()
     testing: Testing = Testing()
     allowed_hosts: list[str] = Field(
@@ -184,6 +206,12 @@ def read_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     except ValidationError as error:
         problems += _mistakes(document, error, environ)
         raise SettingsError(problems) from None
+    if settings.console.issuer and settings.console.issuer not in [one.issuer for one in settings.auth.issuers]:
+        problems.append(
+            document.problem(("console", "issuer"), "names none of auth.issuers, so it would not be believed")
+        )
+    if settings.console.issuer and not settings.console.client_id:
+        problems.append(document.problem(("console",), "client_id is needed to sign people in at console.issuer"))
     if problems:
         raise SettingsError(problems)
     return settings

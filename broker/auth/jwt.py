@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from anyio import to_thread
 
-from broker.auth.keys import DirectoryKeys, HttpKeys, KeySource, http_client
+from broker.auth.documents import http_client
+from broker.auth.keys import DirectoryKeys, HttpKeys, KeySource
 from broker.auth.memory import Memory, fingerprint
 from broker.auth.token import Claims, claims, invalid, refused, unverified, verified
 from broker.errors import InsufficientScope

@@ -7,12 +7,10 @@ it is accepted: closed, not open.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, Protocol, cast
-from urllib.parse import urlsplit
 
 import anyio
 import httpx2
@@ -23,15 +21,13 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 from joserfc.util import urlsafe_b64decode
 
-from broker.model.address import is_loopback, is_loopback_url
+from broker.auth.documents import FETCH_S, Documents, UnreachableError
 from broker.ports import Directory
 
 UNKNOWN_KEY_S = 30.0  # between two looks for an unknown kid
 RETRY_S = 10.0  # between two looks while there are no keys at all
 DEFAULT_AGE_S = 3600.0
 LEAST_AGE_S, MOST_AGE_S = 60.0, 86_400.0
-FETCH_S = 5.0
-DOCUMENT_BYTES = 262_144
 KEYS = 100
 RSA_BITS = range(2048, 8193)
 
@@ -47,10 +43,6 @@ class KeySource(Protocol):
         ...
 
     async def aclose(self) -> None: ...
-
-
-class UnreachableError(Exception):
-    """A document could not be had, or is not what it should be. Says why, for the log."""
 
 
 def public_keys(document: Any) -> dict[str, Key]:
@@ -109,16 +101,12 @@ class DirectoryKeys:
 
 
 class HttpKeys:
-    """An external issuer's keys. jwks_uri "": from the issuer's metadata document.
-
-    https, or http to loopback when the issuer itself is there; no redirects; bounded in time and size.
-    """
+    """An external issuer's keys. jwks_uri "": from its metadata document. Where they may come from: documents."""
 
     def __init__(self, issuer: str, jwks_uri: str, client: Callable[[], httpx2.AsyncClient]) -> None:
         self._issuer = issuer
         self._jwks_uri = jwks_uri
-        self._make_client = client
-        self._client: httpx2.AsyncClient | None = None
+        self._documents = Documents(issuer, client, named=jwks_uri)
         self._keys: dict[str, Key] = {}
         self._age_s = DEFAULT_AGE_S
         self._fetched_at = float("-inf")
@@ -134,8 +122,7 @@ class HttpKeys:
         return self._usable().get(key_id)
 
     async def aclose(self) -> None:
-        if self._client is not None:
-            await self._client.aclose()
+        await self._documents.aclose()
 
     def _usable(self) -> dict[str, Key]:
         return self._keys if monotonic() - self._fetched_at <= self._age_s else {}
@@ -148,81 +135,16 @@ class HttpKeys:
             try:
                 with anyio.fail_after(FETCH_S):
                     keys, age_s = await self._fetch()
-            except (UnreachableError, httpx2.HTTPError, httpx2.InvalidURL, TimeoutError, ValueError) as error:
+            except (UnreachableError, TimeoutError) as error:
                 log.warning("keys of an issuer cannot be read", issuer=self._issuer, reason=str(error) or "timeout")
                 return
             self._keys, self._age_s, self._fetched_at = keys, age_s, self._asked_at
 
     async def _fetch(self) -> tuple[dict[str, Key], float]:
-        where = self._jwks_uri or await self._discover()
-        document, headers = await self._get(where)
+        where = self._jwks_uri or (await self._documents.metadata()).get("jwks_uri")
+        if not isinstance(where, str):
+            raise UnreachableError("its metadata names no jwks_uri")
+        document, headers = await self._documents.get(where)
         match = _MAX_AGE.search(headers.get("cache-control", ""))
         age_s = float(match.group(1)) if match else DEFAULT_AGE_S
         return public_keys(document), min(max(age_s, LEAST_AGE_S), MOST_AGE_S)
-
-    async def _discover(self) -> str:
-        """RFC 8414 section 3, then OpenID discovery. The document must name the very issuer (section 3.3)."""
-        parts = urlsplit(self._issuer)
-        path = parts.path.rstrip("/")
-        origin = f"{parts.scheme}://{parts.netloc}"
-        why = ""
-        for url in (
-            f"{origin}/.well-known/oauth-authorization-server{path}",
-            f"{self._issuer.rstrip('/')}/.well-known/openid-configuration",
-        ):
-            try:
-                document, _ = await self._get(url)
-            except UnreachableError as error:
-                why = str(error)
-                continue
-            if document.get("issuer") != self._issuer:
-                raise UnreachableError(f"{url} names another issuer")
-            if isinstance(where := document.get("jwks_uri"), str):
-                return where
-        raise UnreachableError(why or "its metadata names no jwks_uri")
-
-    async def _get(self, url: str) -> tuple[dict[str, Any], Mapping[str, str]]:
-        self._judge(url)
-        if self._client is None:
-            self._client = self._make_client()
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}  # a small document cannot be a bomb
-        async with self._client.stream("GET", url, headers=headers) as response:
-            if response.status_code != 200 or "content-encoding" in response.headers:
-                raise UnreachableError(f"{url} answered {response.status_code}, or compressed")
-            body = b""
-            async for chunk in response.aiter_raw():
-                body += chunk
-                if len(body) > DOCUMENT_BYTES:
-                    raise UnreachableError(f"{url} is larger than {DOCUMENT_BYTES} bytes")
-        document = jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True)
-        if not isinstance(document, dict):
-            raise UnreachableError(f"{url} is not a JSON object")
-        return cast("dict[str, Any]", document), response.headers
-
-    def _judge(self, url: str) -> None:
-        """The operator named the issuer; what the issuer's documents name further may not reach deeper into our net."""
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        loopback = is_loopback(host)
-        if parts.username or parts.scheme not in ("https", "http") or (parts.scheme == "http" and not loopback):
-            raise UnreachableError(f"{url} is neither https nor loopback")
-        if loopback and not (is_loopback_url(self._issuer) or url == self._jwks_uri):
-            raise UnreachableError(f"{url} is on this machine, its issuer is not")
-        if _is_link_local(host):
-            raise UnreachableError(f"{url} is a link-local address")
-
-
-def _is_link_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_link_local
-    except ValueError:
-        return False
-
-
-def http_client() -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(
-        timeout=FETCH_S,
-        follow_redirects=False,
-        trust_env=False,
-        limits=httpx2.Limits(max_connections=4, max_keepalive_connections=0),
-    )

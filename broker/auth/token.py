@@ -78,16 +78,19 @@ class Claims:
         return frozenset(_as_name(entry, claim) for entry in cast("list[Any]", value))
 
 
-def unverified(token: str) -> Unverified:
-    """Raises Unauthenticated for anything that is not a compact JWS with a header and an issuer we could accept."""
+def unverified(token: str, types: Collection[str] = TYPES) -> Unverified:
+    """Raises Unauthenticated for anything that is not a compact JWS with a header and an issuer we could accept.
+
+    types: of the header's `typ`, in lower case; "" when it may be absent.
+    """
     try:
         header_part, payload_part, _ = token.split(".")
         header, payload = _json_object(header_part), _json_object(payload_part)
     except ValueError as error:
         raise invalid() from error
-    kind, algorithm, key_id, issuer = header.get("typ"), header.get("alg"), header.get("kid"), payload.get("iss")
-    if not isinstance(kind, str) or kind.lower() not in TYPES:
-        raise refused("is not an access token (its type is not at+jwt)", "invalid_token")
+    kind, algorithm, key_id, issuer = header.get("typ", ""), header.get("alg"), header.get("kid"), payload.get("iss")
+    if not isinstance(kind, str) or kind.lower() not in types:
+        raise refused(f"is not of the right type ({' or '.join(filter(None, types))})", "invalid_token")
     if "crit" in header or "b64" in header:
         raise invalid()
     if not (isinstance(algorithm, str) and isinstance(key_id, str) and isinstance(issuer, str)):
@@ -116,14 +119,14 @@ def signed_payload(token: Unverified, key: Key) -> bytes:
 def claims(raw: Mapping[str, Any], *, audience: Collection[str], now_ms: int) -> Claims:
     """Check what every access token must have. Raises Unauthenticated naming what is wrong."""
     now_s = now_ms / 1000
-    expires_s, issued_s = _time(raw, "exp"), _time(raw, "iat")
+    expires_s, issued_s = time_of(raw, "exp"), time_of(raw, "iat")
     if expires_s + LEEWAY_S <= now_s:
         raise refused("has expired", "expired")
     if expires_s > now_s + MOST_AHEAD_S + LEEWAY_S:
         raise refused("is valid for longer than is accepted here", "invalid_claim")
-    if issued_s > now_s + LEEWAY_S or ("nbf" in raw and _time(raw, "nbf") > now_s + LEEWAY_S):
+    if issued_s > now_s + LEEWAY_S or ("nbf" in raw and time_of(raw, "nbf") > now_s + LEEWAY_S):
         raise refused("is not valid yet", "not_yet_valid")
-    named = _audience(raw)
+    named = audience_of(raw)
     if not named & set(audience):
         raise refused("is for another audience", "wrong_audience")
     return Claims(
@@ -166,7 +169,7 @@ def _json_object_of(data: bytes) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def _time(raw: Mapping[str, Any], claim: str) -> float:
+def time_of(raw: Mapping[str, Any], claim: str) -> float:
     """RFC 7519 NumericDate: a finite number of seconds, never text or a boolean."""
     value = raw.get(claim)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -176,7 +179,7 @@ def _time(raw: Mapping[str, Any], claim: str) -> float:
     return float(value)
 
 
-def _audience(raw: Mapping[str, Any]) -> set[str]:
+def audience_of(raw: Mapping[str, Any]) -> set[str]:
     value = raw.get("aud")
     if isinstance(value, str):
         return {value}

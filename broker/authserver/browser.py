@@ -9,7 +9,6 @@ from __future__ import annotations
 import hmac
 import secrets
 from dataclasses import dataclass
-from functools import partial
 from urllib.parse import urlsplit
 
 from anyio import to_thread
@@ -55,8 +54,11 @@ class Browser:
         await to_thread.run_sync(self._house.directory.add_session, session)
         return Visitor(secret, account, is_new=True)
 
-    async def sign_out(self, visitor: Visitor) -> None:
-        await to_thread.run_sync(partial(self._house.directory.remove_session, secret_hash(visitor.secret)))
+    async def sign_out(self, visitor: Visitor, *, everywhere: bool = False) -> None:
+        directory = self._house.directory
+        await to_thread.run_sync(directory.remove_session, secret_hash(visitor.secret))
+        if everywhere and visitor.account is not None:
+            await to_thread.run_sync(directory.remove_sessions, visitor.account.name)
 
     def with_cookie(self, response: Response, visitor: Visitor) -> Response:
         if visitor.is_new:

@@ -21,6 +21,7 @@ from broker.authserver.server import Server
 from broker.errors import Unauthenticated
 from broker.model.address import as_called, spellings
 from broker.model.directory import Client
+from broker.model.signin import Attempt, Grant
 
 CLIENT_ID = "broker-console"
 CALLBACK = "/console/callback"
@@ -30,7 +31,7 @@ Note = Callable[[str, Mapping[str, Any]], Awaitable[None]]
 
 
 class ConsoleSignIn:
-    """Keeps faces.console.signin.Issuer."""
+    """Keeps faces.console.site.Issuer."""
 
     def __init__(self, house: House, note: Note) -> None:
         self._house = house
@@ -38,7 +39,7 @@ class ConsoleSignIn:
         self._server = Server(house)
         self._browser = Browser(house)
 
-    async def begin(self, host: str, *, state: str, code_challenge: str) -> str:
+    async def begin(self, host: str, attempt: Attempt) -> str:
         """Where to send the browser that called us by this Host header. Raises Conflict when an account has our name;
         RecordUnavailable."""
         await to_thread.run_sync(self._register)
@@ -48,23 +49,23 @@ class ConsoleSignIn:
             "client_id": CLIENT_ID,
             "redirect_uri": called + CALLBACK,
             "resource": self._house.base_url() + RESOURCE,
-            "state": state,
-            "code_challenge": code_challenge,
+            "state": attempt.state,
+            "code_challenge": attempt.code_challenge,
             "code_challenge_method": "S256",
         }
         return f"/oauth/authorize?{urlencode(asked)}"
 
-    async def finish(self, host: str, *, code: str, verifier: str, issuer: str) -> str:
-        """The access token for this code. Raises Unauthenticated; RecordUnavailable."""
+    async def finish(self, host: str, attempt: Attempt, answer: Mapping[str, str]) -> Grant:
+        """The grant for this answer. Raises Unauthenticated; RecordUnavailable."""
         base_url = self._house.base_url()
-        if issuer != base_url:  # RFC 9207: the answer is from whom we asked
+        if answer.get("iss") != base_url:  # RFC 9207: the answer is from whom we asked
             raise Unauthenticated("The sign-in was answered by somebody else.", reason="wrong_issuer")
         form = {
             "grant_type": "authorization_code",
             "client_id": CLIENT_ID,
-            "code": code,
+            "code": answer["code"],
             "redirect_uri": as_called(base_url, host) + CALLBACK,
-            "code_verifier": verifier,
+            "code_verifier": attempt.verifier,
         }
         reply = await to_thread.run_sync(self._server.token, list(form.items()), "")
         for kind, facts in reply.events:
@@ -72,17 +73,22 @@ class ConsoleSignIn:
         token = reply.body.get("access_token")
         if reply.status != 200 or not isinstance(token, str):
             raise Unauthenticated("The sign-in is not valid any more.", reason=str(reply.body.get("error", "")))
-        return token
+        return Grant(token)
 
-    async def end(self, request: Request, response: Response, token: str) -> None:
-        """Sign out here too: the token ends, and this browser's session with the issuer."""
-        form = [("client_id", CLIENT_ID), ("token", token)]
+    async def renew(self, _: Grant) -> Grant | None:
+        """Never: whoever is still signed in with the issuer gets a new grant by going there."""
+        return None
+
+    async def end(self, request: Request, response: Response, grant: Grant, *, everywhere: bool) -> str:
+        """Sign out here too: the token ends, and this browser's session with the issuer, or every browser's."""
+        form = [("client_id", CLIENT_ID), ("token", grant.access_token)]
         reply = await to_thread.run_sync(self._server.revoke, form, "")
         for kind, facts in reply.events:
             await self._note(kind, facts)
         visitor = await self._browser.visitor(request)
-        await self._browser.sign_out(visitor)
+        await self._browser.sign_out(visitor, everywhere=everywhere)
         self._browser.forget(response)
+        return ""
 
     def _register(self) -> None:
         """Make sure that the client is as it has to be. Blocks."""

@@ -49,6 +49,8 @@ class Web:
         not_ready: Callable[[], Sequence[str]],
         version: str,
         on_drain: Callable[[], None] = lambda: None,
+        *,
+        home: str = "",
     ) -> None:
         self._agents = agents
         self._not_ready = not_ready
@@ -61,6 +63,7 @@ class Web:
             b"/readyz": self._readiness,
         }
         self._agent_paths = {path.encode() for path in agents.paths}
+        self._home = home
         self._draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,8 +72,11 @@ class Web:
         path: bytes = scope.get("raw_path") or scope["path"].encode()
         if path in self._agent_paths:
             await self._agents.app(scope, receive, send)
-        elif path in self._plain and scope["method"] in ("GET", "HEAD") and not (path == b"/" and self._routes_root()):
-            await _json(send, *self._plain[path]())
+        elif path in self._plain and scope["method"] in ("GET", "HEAD"):
+            if path == b"/" and self._home and _is_browser(scope):
+                await _json(send, 303, {"see": self._home}, [(b"location", self._home.encode())])
+            else:
+                await _json(send, *self._plain[path]())
         else:
             await self._other(scope, receive, send)
 
@@ -84,9 +90,6 @@ class Web:
         self._draining = True
         self._on_drain()
         await self._agents.drain(seconds)
-
-    def _routes_root(self) -> bool:
-        return any(getattr(route, "path", None) == "/" for route in self._others.routes)
 
     def _about(self) -> tuple[int, Any]:
         return 200, {"name": "broker", "version": self._version, "mcp": "/mcp", "sse": "/sse", "ready": "/readyz"}
@@ -119,13 +122,14 @@ def build(
     not_ready: Callable[[], Sequence[str]] = lambda: (),
     version: str = "",
     on_drain: Callable[[], None] = lambda: None,
+    home: str = "",
 ) -> Web:
     """The ASGI root. routes: whatever else is served (OAuth, metadata); each brings its own identity checks.
 
     not_ready: why calls cannot be served now, shown on `/readyz`; empty when they can. on_drain: told when a shutdown
-    begins, to end what would not end by itself.
+    begins, to end what would not end by itself. home: the path where people are sent who ask for `/`.
     """
-    return Web(agents, routes, not_ready, version, on_drain)
+    return Web(agents, routes, not_ready, version, on_drain, home=home)
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -233,6 +237,11 @@ async def _leave(server: _Server, app: Web, leave: anyio.Event, drain_s: float) 
     log.info("shutting down", drain_s=drain_s)
     server.should_exit = True
     await app.drain(drain_s)
+
+
+def _is_browser(scope: Scope) -> bool:
+    """Whether somebody wants to look at a page: programs ask for anything, or for JSON."""
+    return any(name == b"accept" and b"text/html" in value for name, value in scope["headers"])
 
 
 async def _json(send: Send, status: int, value: Any, headers: RawHeaders = ()) -> None:

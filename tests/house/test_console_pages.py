@@ -21,7 +21,7 @@ FORBIDDEN = {
     "an event handler": r"\son[a-z]+\s*=|hx-on",
     "a script as a URL": r"javascript:",
     "an expression for htmx to evaluate": r"hx-vals|hx-vars|js:|hx-trigger=\"[^\"]*\[",
-    "something from elsewhere": r"(src|href|action)\s*=\s*[\"'](?!/console|#|\?|{{ (where|following) }})",
+    "something from elsewhere": r"(src|href|action)\s*=\s*[\"'](?!/console|#|\?|{{ (where|following|further) }})",
     "an attribute without quotes": r"\s[\w-]+=\{\{",
 }
 

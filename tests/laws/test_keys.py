@@ -18,7 +18,8 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from broker.auth import keys
-from broker.auth.keys import DirectoryKeys, HttpKeys, http_client, public_keys
+from broker.auth.documents import http_client
+from broker.auth.keys import DirectoryKeys, HttpKeys, public_keys
 from broker.model.directory import SigningKey
 from broker.ports import Directory
 from tests.issuing import http_serving

@@ -128,3 +128,16 @@ def test_every_setting_has_a_sentence_a_type_and_its_default() -> None:
     port = next(row for row in listed if row.key == "listen.port")
     assert (port.default, port.variable) == ("8750", "BROKER_LISTEN__PORT")
     assert next(row for row in listed if row.key == "auth.issuers[].issuer").default == "required"
+
+
+@pytest.mark.parametrize(
+    ("console", "told"),
+    [
+        ("{issuer: https://b.example, client_id: desk}", "names none of auth.issuers"),
+        ("{issuer: https://a.example}", "client_id is needed"),
+    ],
+)
+def test_the_consoles_issuer_is_one_that_is_believed_and_knows_us(console: str, told: str, tmp_path: Path) -> None:
+    (problem,) = problems_with(tmp_path, f"auth: {{issuers: [{{issuer: https://a.example}}]}}\nconsole: {console}\n")
+    assert problem.startswith("broker.yaml:2:")
+    assert told in problem

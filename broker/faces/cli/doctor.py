@@ -184,7 +184,8 @@ async def _issuer(issuer: Issuer) -> Finding:
     """Whether an issuer's keys can be had, and whether its clock agrees with ours."""
     import httpx2
 
-    from broker.auth.keys import UnreachableError, public_keys
+    from broker.auth.documents import UnreachableError
+    from broker.auth.keys import public_keys
 
     remedy = "Until then its tokens are refused. Check auth.issuers, the network and the issuer."
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from anyio import to_thread
 from broker import __version__, verifier
 from broker.assembly import Broker
 from broker.auth import challenge, local, metadata
+from broker.auth.sign_in import IssuerSignIn
 from broker.authserver import console_sign_in, routes, unsafe
 from broker.errors import ConfigurationError, Problem, RecordUnavailable, SettingsError
 from broker.faces import web
@@ -79,14 +80,14 @@ async def over_stdio(settings: Settings) -> None:
 @asynccontextmanager
 async def application(broker: Broker) -> AsyncGenerator[web.Web]:
     """Every face this broker has over HTTP, ready to be served where `broker.where` says."""
-    async with _faced(broker) as agents:
-        console = _console(broker)
+    async with _faced(broker) as agents, _console(broker) as console:
         yield web.build(
             agents,
             routes=[*(console.routes() if console else ()), *_routes(broker)],
             not_ready=lambda: broker.not_ready,
             version=__version__,
             on_drain=console.close if console else lambda: None,
+            home="/console" if console else "",
         )
 
 
@@ -143,19 +144,28 @@ def _routes(broker: Broker) -> list[Route]:
     ]
 
 
-def _console(broker: Broker) -> Console | None:
-    """None when nobody can sign in: the embedded issuer is turned off."""
-    issuer = console_sign_in(
-        broker.settings,
-        broker.directory,
-        lambda: broker.shelf.current.all_scopes,
-        broker.store.note,
-        broker.where.base_url,
-        clock=broker.clock,
-    )
-    if issuer is None:
-        return None
-    return Console(_office(broker), issuer, verify=partial(_verify, broker), base_url=broker.where.base_url())
+@asynccontextmanager
+async def _console(broker: Broker) -> AsyncGenerator[Console | None]:
+    """None when nobody can sign in: no issuer is named for it, and the embedded one is turned off."""
+    settings = broker.settings
+    external = next((one for one in settings.auth.issuers if one.issuer == settings.console.issuer), None)
+    async with AsyncExitStack() as stack:
+        if external is not None:
+            issuer = IssuerSignIn(settings.console, external, clock=broker.clock, base_url=broker.where.base_url)
+            stack.push_async_callback(issuer.aclose)
+        else:
+            issuer = console_sign_in(
+                settings,
+                broker.directory,
+                lambda: broker.shelf.current.all_scopes,
+                broker.store.note,
+                broker.where.base_url,
+                clock=broker.clock,
+            )
+        if issuer is None:
+            yield None
+        else:
+            yield Console(_office(broker), issuer, verify=partial(_verify, broker), base_url=broker.where.base_url())
 
 
 async def _verify(broker: Broker) -> Verified:

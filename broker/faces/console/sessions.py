@@ -1,8 +1,9 @@
 """Who is signed in with which browser. The cookie is 256 random bits; everything it means stays on the server.
 
-A session is made at sign-in under a cookie that did not exist before, and holds the access token: who the person is and
-what he may do is asked of the gatekeeper at every request, so what is revoked ends at once. Sessions live in this
-process only; after a restart a browser that is still signed in at the issuer gets a new one without typing anything.
+A session is made at sign-in under a cookie that did not exist before, and holds what the issuer granted: who the person
+is and what he may do is asked of the gatekeeper at every request, so what is revoked ends at once. Sessions live in
+this process only; after a restart a browser that is still signed in at the issuer gets a new one without typing
+anything.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from base64 import urlsafe_b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -19,6 +19,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.model.address import spellings
+from broker.model.principal import Principal, person
+from broker.model.signin import Attempt, Grant
 from broker.ports import Clock
 
 SESSION_MS = 8 * 3_600_000
@@ -32,7 +34,8 @@ Value = TypeVar("Value")
 @dataclass(frozen=True, slots=True)
 class Session:
     key: str  # the hash of the cookie
-    token: str
+    whose: tuple[str, str, str]
+    grant: Grant
     csrf: str
     ends_at_ms: int
 
@@ -42,14 +45,9 @@ class Pending:
     """A sign-in that went to the issuer. browser: the hash of the cookie it began with."""
 
     browser: str
-    verifier: str
+    attempt: Attempt
     then: str
     ends_at_ms: int
-
-    @property
-    def code_challenge(self) -> str:
-        """RFC 7636, S256."""
-        return urlsafe_b64encode(hashlib.sha256(self.verifier.encode()).digest()).rstrip(b"=").decode()
 
 
 class Sessions:
@@ -61,13 +59,12 @@ class Sessions:
 
     # ------------------------------------------------------------------------------------------------------- sign-in
 
-    def begin(self, request: Request, then: str) -> tuple[str, str, Pending]:
-        """A sign-in for this browser: its cookie, the state to send along, and what is kept."""
+    def begin(self, request: Request, then: str) -> tuple[str, Attempt]:
+        """A sign-in for this browser: its cookie, and what goes to the issuer."""
         cookie = self._cookie_of(request) or secrets.token_urlsafe(32)
-        state = secrets.token_urlsafe(32)
-        pending = Pending(_hash(cookie), secrets.token_urlsafe(48), then, self._clock.now_ms() + PENDING_MS)
-        _put(self._pending, state, pending)
-        return cookie, state, pending
+        attempt = Attempt.new()
+        _put(self._pending, attempt.state, Pending(_hash(cookie), attempt, then, self._clock.now_ms() + PENDING_MS))
+        return cookie, attempt
 
     def returned(self, request: Request, state: str) -> Pending | None:
         """The sign-in this browser began with this state, once; None for any other."""
@@ -77,12 +74,12 @@ class Sessions:
             return None
         return pending if self._clock.now_ms() < pending.ends_at_ms else None
 
-    def open(self, token: str) -> str:
+    def open(self, grant: Grant, who: Principal) -> str:
         """A new session; returns its cookie, which is always a new one."""
         cookie = secrets.token_urlsafe(32)
         key = _hash(cookie)
         csrf = hmac.new(cookie.encode(), b"csrf", "sha256").hexdigest()
-        _put(self._sessions, key, Session(key, token, csrf, self._clock.now_ms() + SESSION_MS))
+        _put(self._sessions, key, Session(key, _whose(who), grant, csrf, self._clock.now_ms() + SESSION_MS))
         return cookie
 
     # ------------------------------------------------------------------------------------------------------- sessions
@@ -92,11 +89,23 @@ class Sessions:
         session = self._sessions.get(_hash(cookie)) if cookie else None
         return session if session is not None and self._clock.now_ms() < session.ends_at_ms else None
 
-    def is_open(self, session: Session) -> bool:
-        return session.key in self._sessions and self._clock.now_ms() < session.ends_at_ms
+    def now(self, session: Session) -> Session | None:
+        """The session as it is now; None when it is over."""
+        known = self._sessions.get(session.key)
+        return known if known is not None and self._clock.now_ms() < known.ends_at_ms else None
+
+    def renew(self, session: Session, grant: Grant) -> Session:
+        renewed = replace(session, grant=grant)
+        if session.key in self._sessions:
+            self._sessions[session.key] = renewed
+        return renewed
 
     def close(self, session: Session) -> None:
         self._sessions.pop(session.key, None)
+
+    def all_of(self, who: Principal) -> list[Session]:
+        """Every session of this person in this process, in whichever browser."""
+        return [one for one in self._sessions.values() if one.whose == _whose(who) and self.now(one) is not None]
 
     def is_ours(self, request: Request, session: Session, token: str) -> bool:
         """Whether a form came from a page of ours in this very browser. A form without an Origin did not."""
@@ -128,6 +137,10 @@ class Sessions:
     def _name(self) -> str:
         """`__Host-` binds a cookie to this origin, but needs TLS; on loopback the port keeps two brokers apart."""
         return "__Host-console" if self._is_https else f"console-{urlsplit(self._base_url).port or 80}"
+
+
+def _whose(who: Principal) -> tuple[str, str, str]:
+    return who.issuer, who.tenant, person(who.user or who.agent)
 
 
 def _hash(cookie: str) -> str:

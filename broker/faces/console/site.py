@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from importlib import import_module
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -22,10 +22,13 @@ from broker.faces.console.visit import Verified, Visit
 from broker.faces.office import Office
 from broker.model.invocation import InvocationQuery
 from broker.model.principal import Principal
+from broker.model.signin import Attempt, Grant
+from broker.pipeline.desk import name_of
 
 DOOR = "api"
 STREAMS = 256
 BEAT_S = 15.0
+ANSWER = ("code", "state", "iss", "error", "error_description", "error_uri", "scope", "session_state")
 CALM_S = 0.5  # between two looks, however fast records change
 
 log = structlog.get_logger("broker.console")
@@ -37,16 +40,22 @@ Page = Callable[[Visit], Awaitable[Response]]
 class Issuer(Protocol):
     """Where people sign in. host: of the request, so that browser and issuer mean the same spelling of loopback."""
 
-    async def begin(self, host: str, *, state: str, code_challenge: str) -> str:
+    async def begin(self, host: str, attempt: Attempt) -> str:
         """Where to send the browser."""
         ...
 
-    async def finish(self, host: str, *, code: str, verifier: str, issuer: str) -> str:
-        """The access token for the code it came back with. Raises Unauthenticated."""
+    async def finish(self, host: str, attempt: Attempt, answer: Mapping[str, str]) -> Grant:
+        """What is granted for what it came back with (`code`, `iss`). Raises Unauthenticated."""
         ...
 
-    async def end(self, request: Request, response: Response, token: str) -> None:
-        """End the token and this browser's session with the issuer."""
+    async def renew(self, grant: Grant, /) -> Grant | None:
+        """A new grant for one whose access token has expired; None when the person has to sign in again."""
+        ...
+
+    async def end(self, request: Request, response: Response, grant: Grant, /, *, everywhere: bool) -> str:
+        """End the grant, and this browser's session with the issuer (everywhere: those of all browsers).
+
+        Returns where the browser itself can end what only it can end, or ""."""
         ...
 
 
@@ -60,6 +69,7 @@ class Console:
         self._issuer = issuer
         self._verify = verify
         self._sessions = Sessions(office.clock, base_url)
+        self._renewing = anyio.Lock()
         self._streams = 0
         self._closing = False
 
@@ -76,6 +86,8 @@ class Console:
             Route("/console/sign-in", self._told(self._sign_in), methods=["GET"]),
             Route("/console/callback", self._told(self._callback), methods=["GET"]),
             Route("/console/sign-out", self._page(self._sign_out), methods=["POST"]),
+            Route("/console/me", self._page(self._me), methods=["GET"]),
+            Route("/console/signed-out", self._told(self._signed_out), methods=["GET"]),
             Route("/console/static/{name}", self._static, methods=["GET"]),
             Route("/console/{rest:path}", self._told(self._nothing)),
         ]
@@ -92,7 +104,7 @@ class Console:
             if session is None:
                 return self._to_sign_in(request)
             try:
-                who = await self._office.authenticate(session.token, DOOR)
+                session, who = await self._known(session)
             except Unauthenticated:
                 self._sessions.close(session)
                 return self._to_sign_in(request)
@@ -100,6 +112,24 @@ class Console:
             return await show(Visit(request, who, session, self._office, self._verify, form))
 
         return self._told(answered)
+
+    async def _known(self, session: Session) -> tuple[Session, Principal]:
+        """Who it is now, with a renewed grant where one was due. Raises Unauthenticated."""
+        try:
+            return session, await self._office.authenticate(session.grant.access_token, DOOR)
+        except Unauthenticated as refusal:
+            if refusal.facts.get("reason") != "expired":
+                raise
+            async with self._renewing:  # a refresh token is spent once; who comes meanwhile finds it renewed
+                current = self._sessions.now(session)
+                if current is None:
+                    raise
+                if current.grant is session.grant:
+                    renewed = await self._issuer.renew(session.grant)
+                    if renewed is None:
+                        raise
+                    current = self._sessions.renew(session, renewed)
+            return current, await self._office.authenticate(current.grant.access_token, DOOR)
 
     def _decision(self, decide: Page) -> Handler:
         page = self._page(decide)
@@ -150,32 +180,44 @@ class Console:
 
     async def _sign_in(self, request: Request) -> Response:
         then = bodies.query(request, ("then",)).get("then", "")
-        cookie, state, pending = self._sessions.begin(request, then if _is_own_path(then) else "/console")
-        host = request.headers.get("host", "")
-        location = await self._issuer.begin(host, state=state, code_challenge=pending.code_challenge)
+        cookie, attempt = self._sessions.begin(request, then if _is_own_path(then) else "/console")
+        location = await self._issuer.begin(request.headers.get("host", ""), attempt)
         response = RedirectResponse(location, 303, dict(rendering.HEADERS))
         return self._sessions.give(response, cookie)
 
     async def _callback(self, request: Request) -> Response:
-        given = bodies.query(request, ("code", "state", "iss", "error", "error_description", "scope"))
+        given = bodies.query(request, ANSWER)
         pending = self._sessions.returned(request, given.get("state", ""))
         if pending is None:
             raise Malformed("This sign-in was not begun in this browser, or too long ago.", next_step="Begin again.")
         if "code" not in given:
             raise Unauthenticated("You were not signed in.", next_step="Begin again.")
-        host = request.headers.get("host", "")
-        token = await self._issuer.finish(
-            host, code=given["code"], verifier=pending.verifier, issuer=given.get("iss", "")
-        )
-        await self._office.authenticate(token, DOOR)
+        grant = await self._issuer.finish(request.headers.get("host", ""), pending.attempt, given)
+        who = await self._office.authenticate(grant.access_token, DOOR)
+        await self._office.store.note("console_sign_in", {"user": name_of(who)})
         response = RedirectResponse(pending.then, 303, dict(rendering.HEADERS))
-        return self._sessions.give(response, self._sessions.open(token))
+        return self._sessions.give(response, self._sessions.open(grant, who))
 
     async def _sign_out(self, visit: Visit) -> Response:
-        self._sessions.close(visit.session)
-        response = _message("Signed out", "You are signed out here and at the sign-in page.", 200)
-        await self._issuer.end(visit.request, response, visit.session.token)
+        everywhere = visit.form.get("everywhere", "") != ""
+        response = RedirectResponse("/console/signed-out", 303, dict(rendering.HEADERS))
+        ending = self._sessions.all_of(visit.who) if everywhere else [visit.session]
+        for session in ending:
+            self._sessions.close(session)
+        further = ""
+        for session in ending:
+            further = await self._issuer.end(visit.request, response, session.grant, everywhere=everywhere) or further
+        await self._office.store.note("console_sign_out", {"user": name_of(visit.who), "sessions": len(ending)})
+        if further:  # only the browser can end its own session there, and a form of ours may lead nowhere else
+            response = rendering.page("signed_out.html", further=further)
         return self._sessions.forget(response)
+
+    async def _signed_out(self, _: Request) -> Response:
+        return rendering.page("signed_out.html", further="")
+
+    async def _me(self, visit: Visit) -> Response:
+        """Who one is here, and in how many browsers."""
+        return await visit.page("me.html", sessions=len(self._sessions.all_of(visit.who)))
 
     # ---------------------------------------------------------------------------------------------------------- stream
 
@@ -194,13 +236,13 @@ class Console:
         last: object = None
         beat_at = 0.0
         try:
-            while not self._closing and self._sessions.is_open(session):
+            while not self._closing and (current := self._sessions.now(session)) is not None:
                 try:
-                    who = await self._office.authenticate(session.token, DOOR)
+                    session, who = await self._known(current)
                     now = await self._standing(who)
                 except Unauthenticated:
                     return
-                except RecordUnavailable:
+                except (Overloaded, RecordUnavailable):
                     now = last
                 if now != last:
                     waiting = now[0] if isinstance(now, tuple) else 0

@@ -320,6 +320,10 @@ class SqliteDirectory:
         with self._writing() as db:
             db.execute("delete from browser_sessions where cookie_hash = ?", (cookie_hash,))
 
+    def remove_sessions(self, account: str) -> None:
+        with self._writing() as db:
+            db.execute("delete from browser_sessions where account = ?", (person(account),))
+
     # -------------------------------------------------------------------------------------------------- signing keys
 
     def signing_keys(self) -> tuple[SigningKey, ...]:

@@ -7,7 +7,6 @@ a proxy in front need not lead back to us. What must not live here: the console'
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -15,6 +14,7 @@ from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
+from broker.authserver import own_client
 from broker.authserver.browser import Browser
 from broker.authserver.protocol import House
 from broker.authserver.server import Server
@@ -92,16 +92,8 @@ class ConsoleSignIn:
 
     def _register(self) -> None:
         """Make sure that the client is as it has to be. Blocks."""
-        directory = self._house.directory
+        redirects = tuple(base + CALLBACK for base in spellings(self._house.base_url()))
         wanted = Client(
-            CLIENT_ID,
-            name="broker console",
-            grants=("authorization_code",),
-            redirect_uris=tuple(base + CALLBACK for base in spellings(self._house.base_url())),
-            scopes=None,
+            CLIENT_ID, name="broker console", grants=("authorization_code",), redirect_uris=redirects, scopes=None
         )
-        known = directory.client(CLIENT_ID)
-        if known is None:
-            directory.add_client(wanted)
-        elif replace(wanted, created_at_ms=known.created_at_ms) != known:
-            directory.update_client(replace(wanted, created_at_ms=known.created_at_ms, disabled=known.disabled))
+        own_client.ensure(self._house.directory, wanted)

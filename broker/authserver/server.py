@@ -23,7 +23,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet, KeySetSerialization
 
-from broker.authserver import keys
+from broker.authserver import keys, own_client
 from broker.authserver.grants import (
     CONFIDENTIAL,
     REFRESH_PREFIX,
@@ -105,7 +105,7 @@ class _AuthlibServer(AuthorizationServer):
         self.register_endpoint(_Revocation)
 
     def query_client(self, client_id: str) -> Party | None:
-        client = self.house.directory.client(client_id)
+        client = own_client.find(self.house.directory, client_id)
         return None if client is None or client.disabled else Party(client)
 
     def authenticate_client(self, request: Request, methods: Sequence[str], endpoint: str = "token") -> Party:

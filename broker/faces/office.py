@@ -41,7 +41,7 @@ Authenticate = Callable[[str | None, str], Awaitable[Principal]]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """next: the `before` of the following page, "" when this is the last."""
+    """next: the `before` of the following page (`after`, where that was asked for), "" when this is the last."""
 
     items: tuple[Invocation, ...]
     next: str = ""
@@ -102,20 +102,20 @@ class Office:
         return found
 
     async def page(self, who: Principal, query: InvocationQuery) -> Page:
-        """What the query finds of what this person may see, newest first, at most query.limit."""
+        """What the query finds of what this person may see, newest first (oldest with `after`), at most query.limit."""
         query = replace(query, within=who.tenant)
         if self.oversees(who):
             found = await self.store.invocations(replace(query, limit=query.limit + 1))
             return _cut(found, query.limit)
         seen: list[Invocation] = []
-        before = query.before
+        going = "after" if query.after else "before"
         for _ in range(SCANNED // _PAGE):
-            rows = await self.store.invocations(replace(query, before=before, limit=_PAGE))
+            rows = await self.store.invocations(replace(query, limit=_PAGE))
             seen += [row for row in rows if self.sees(who, row)]
             if len(seen) > query.limit or len(rows) < _PAGE:
                 return _cut(seen, query.limit)
-            before = rows[-1].call_id
-        return Page(tuple(seen), before)
+            query = replace(query, **{going: rows[-1].call_id})
+        return Page(tuple(seen), getattr(query, going))
 
     async def waiting(self, who: Principal, limit: int = 1_000) -> tuple[Invocation, ...]:
         """What waits for a decision and this person may see, the soonest to expire first."""

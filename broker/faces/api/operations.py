@@ -137,6 +137,7 @@ def _query(asked: Asked, *, states: tuple[State, ...], held_only: bool = False) 
         rule=given.get("rule", ""),
         code=given.get("code", ""),
         before=given.get("before", ""),
+        after=given.get("after", ""),
     )
 
 
@@ -154,6 +155,7 @@ _PAGED: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 _FILTERS: Mapping[str, Mapping[str, Any]] = {
     **_PAGED,
+    "after": {**_TEXT, "description": "A call's id: only later ones, oldest first; `next` is then the next `after`."},
     **dict.fromkeys(("agent", "user", "tool", "backend", "rule", "code"), _TEXT),
     "since_ms": {**_TIME, "description": "Milliseconds since 1970, UTC."},
     "until_ms": {**_TIME, "description": "Milliseconds since 1970, UTC; not included."},

@@ -37,6 +37,8 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
         "export": "broker.faces.cli.export:export",
     },
     "Access": {
+        "login": "broker.faces.cli.login:login",
+        "logout": "broker.faces.cli.login:logout",
         "user": "broker.faces.cli.user:app",
         "client": "broker.faces.cli.client:app",
         "token": "broker.faces.cli.token:app",

@@ -10,7 +10,7 @@ import typer
 from broker.faces.cli import house
 from broker.faces.cli.invocation import HEADINGS, row
 from broker.faces.cli.output import print_json, print_table, say, stamp, styled
-from broker.faces.cli.records import open_records
+from broker.faces.cli.records import open_source
 from broker.faces.text import rendered, safe
 from broker.faces.words import as_document, span, who
 from broker.model.invocation import Invocation, InvocationQuery
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from broker.faces.cli.records import Records
+    from broker.faces.cli.remote import Remote
 
 
 def holds(
     everything: Annotated[bool, typer.Option("--all", help="Also those that have ended.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Most holds to show.")] = 100,
+    broker: house.At = "",
     config: house.Config = None,
     as_json: house.Json = False,
 ) -> None:
@@ -35,11 +37,11 @@ def holds(
       broker holds
       broker holds --all --json
     """
-    house.run(_holds, config, everything, limit, as_json)
+    house.run(_holds, config, broker, everything, limit, as_json)
 
 
-async def _holds(config: Path | None, everything: bool, limit: int, as_json: bool) -> None:
-    async with open_records(config) as records:
+async def _holds(config: Path | None, broker: str, everything: bool, limit: int, as_json: bool) -> None:
+    async with open_source(config, broker) as records:
         query = InvocationQuery(states=() if everything else ("held", "approved"), held_only=True, limit=limit)
         found = await records.store.invocations(query)
         waiting = sorted(
@@ -64,21 +66,22 @@ async def _holds(config: Path | None, everything: bool, limit: int, as_json: boo
             say("Nothing was ever held." if everything else "Nothing waits for a decision.")
 
 
-async def _arguments(records: Records, invocation: Invocation) -> Any:
+async def _arguments(records: Records | Remote, invocation: Invocation) -> Any:
     exact = await records.store.held_arguments(invocation.call_id)
     return None if exact is None else jiter.from_json(exact)
 
 
-async def _document(records: Records, invocation: Invocation) -> dict[str, Any]:
+async def _document(records: Records | Remote, invocation: Invocation) -> dict[str, Any]:
     return {**as_document(invocation), "arguments": await _arguments(records, invocation)}
 
 
-async def _card(records: Records, invocation: Invocation) -> list[str]:
+async def _card(records: Records | Remote, invocation: Invocation) -> list[str]:
     hold, now_ms = invocation.hold, records.clock.now_ms()
     assert hold is not None, "asked for held calls only"  # noqa: S101 – the query's promise
     left, ago = span(max(0, hold.expires_at_ms - now_ms)), span(now_ms - invocation.at_ms)
     asked = [f"scope {scope}" for scope in hold.scopes] + [f"group {group}" for group in hold.groups]
-    default = f"scope {records.settings.hold.reviewer_scope}"
+    settings = getattr(records, "settings", None)  # a remote broker's are its own business
+    default = f"scope {settings.hold.reviewer_scope}" if settings else "the reviewer scope"
     what = safe(f"{invocation.tool_effect} on backend {invocation.backend}")
     lines = [
         f"{styled(invocation.tool, 'bold')}  held {ago} ago, {styled(f'expires in {left}', 'held')}",

@@ -35,6 +35,16 @@ Config = Annotated[
         help=f"The settings file; without it, {SETTINGS_FILE} in this folder, or the defaults.",
     ),
 ]
+At = Annotated[
+    str,
+    typer.Option(
+        "--broker",
+        metavar="URL",
+        envvar="BROKER_URL",
+        show_default=False,
+        help="Ask a remote broker, as whoever `broker login` signed in there; without it, the records of this machine.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 As = Annotated[
     str,

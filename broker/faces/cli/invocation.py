@@ -12,7 +12,7 @@ from broker.faces.words import EFFECTS, STAGES, span, who, why
 from broker.model.invocation import Invocation, InvocationQuery
 
 if TYPE_CHECKING:
-    from broker.ports import Store
+    from broker.faces.cli.records import Reader
 
 ID_CHARS = 36
 SHORT = 8  # of an id, its random end
@@ -113,7 +113,7 @@ def _effect(invocation: Invocation) -> str:
 # ---------------------------------------------------------------------------------------------------------- finding
 
 
-async def find(store: Store, text: str, *, held_only: bool = False) -> Invocation:
+async def find(store: Reader, text: str, *, held_only: bool = False) -> Invocation:
     """The call with this id, or with an id that begins or ends so, among the latest 1,000.
 
     Raises UnknownHold when there is none; Conflict when there are several.

@@ -13,14 +13,14 @@ import typer
 from broker.faces.cli import house
 from broker.faces.cli.invocation import HEADINGS, detail, find, line, row
 from broker.faces.cli.output import print_json, print_json_line, print_table, say
-from broker.faces.cli.records import open_records
+from broker.faces.cli.records import open_source
 from broker.faces.words import as_document
 from broker.model.invocation import OPEN, Invocation, InvocationQuery, State
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from broker.ports import Store
+    from broker.faces.cli.records import Reader
 
 PAGE = 1_000
 _AGO = re.compile(r"(\d+)\s*(s|m|h|d|w)")
@@ -54,6 +54,7 @@ def log(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with new calls and changes until interrupted.")
     ] = False,
+    broker: house.At = "",
     config: house.Config = None,
     as_json: house.Json = False,
 ) -> None:
@@ -71,6 +72,8 @@ def log(
             raise typer.BadParameter(
                 f"there is no state {one!r}; states: {', '.join(get_args(State))}", param_hint="--state"
             )
+    if broker and tenant:
+        raise typer.BadParameter("a remote broker shows your own tenant's calls only", param_hint="--tenant")
     now_ms = int(datetime.now(UTC).timestamp() * 1000)
     query = InvocationQuery(
         states=cast("tuple[State, ...]", states),
@@ -86,9 +89,9 @@ def log(
         limit=limit,
     )
     if call:
-        house.run(_one, config, call, as_json)
+        house.run(_one, config, broker, call, as_json)
     else:
-        house.run(_many, config, query, follow, as_json)
+        house.run(_many, config, broker, query, follow, as_json)
 
 
 def moment(text: str, now_ms: int, option: str) -> int:
@@ -109,8 +112,8 @@ def moment(text: str, now_ms: int, option: str) -> int:
         ) from error
 
 
-async def _one(config: Path | None, call: str, as_json: bool) -> None:
-    async with open_records(config) as records:
+async def _one(config: Path | None, broker: str, call: str, as_json: bool) -> None:
+    async with open_source(config, broker) as records:
         invocation = await find(records.store, call)
         if as_json:
             print_json(as_document(invocation))
@@ -118,8 +121,8 @@ async def _one(config: Path | None, call: str, as_json: bool) -> None:
             say(*detail(invocation))
 
 
-async def _many(config: Path | None, query: InvocationQuery, follow: bool, as_json: bool) -> None:
-    async with open_records(config) as records:
+async def _many(config: Path | None, broker: str, query: InvocationQuery, follow: bool, as_json: bool) -> None:
+    async with open_source(config, broker) as records:
         if follow:
             await _follow(records.store, query, as_json)
         found = list(reversed(await records.store.invocations(query)))
@@ -132,7 +135,7 @@ async def _many(config: Path | None, query: InvocationQuery, follow: bool, as_js
             say("No call fits." if query != InvocationQuery(limit=query.limit) else "No call yet.")
 
 
-async def _follow(store: Store, query: InvocationQuery, as_json: bool) -> None:
+async def _follow(store: Reader, query: InvocationQuery, as_json: bool) -> None:
     """Print what is there, then each new call and each change of an open one, for ever.
 
     States are compared here, not in the query: a call is in several of them while it is followed.

@@ -9,7 +9,7 @@ import typer
 
 from broker.faces.cli import house
 from broker.faces.cli.output import print_json, print_table, say, stamp
-from broker.faces.cli.records import open_records
+from broker.faces.cli.records import open_source
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +21,7 @@ MICRO = "_micro"  # units of money are counted in millionths
 
 def quotas(
     name: Annotated[str, typer.Argument(metavar="[QUOTA]", show_default=False, help="Only this quota.")] = "",
+    broker: house.At = "",
     config: house.Config = None,
     as_json: house.Json = False,
 ) -> None:
@@ -32,11 +33,11 @@ def quotas(
       broker quotas
       broker quotas agent-minute --json
     """
-    house.run(_quotas, config, name, as_json)
+    house.run(_quotas, config, broker, name, as_json)
 
 
-async def _quotas(config: Path | None, name: str, as_json: bool) -> None:
-    async with open_records(config) as records:
+async def _quotas(config: Path | None, broker: str, name: str, as_json: bool) -> None:
+    async with open_source(config, broker) as records:
         found = await records.store.quotas(records.clock.now_ms())
     shown = [state for state in found if name in ("", state.quota)]
     if as_json:

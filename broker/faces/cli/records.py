@@ -13,13 +13,30 @@ from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from broker.faces.cli import house
 
 if TYPE_CHECKING:
+    from broker.faces.cli.remote import Remote
+    from broker.model.invocation import Invocation, InvocationQuery
+    from broker.model.quota import QuotaState
     from broker.ports import Directory, Store
     from broker.settings import Settings
+
+
+class Reader(Protocol):
+    """The verbs of ports.Store by which a command asks; a remote broker has them too."""
+
+    async def invocation(self, call_id: str) -> Invocation | None: ...
+
+    async def invocations(self, query: InvocationQuery) -> list[Invocation]: ...
+
+    async def held_arguments(self, call_id: str) -> bytes | None: ...
+
+    async def quotas(self, now_ms: int) -> list[QuotaState]: ...
+
+    async def changed(self, timeout_s: float) -> bool: ...
 
 
 class Clock:
@@ -65,3 +82,16 @@ async def open_records(config: Path | None) -> AsyncGenerator[Records]:
         if "directory" in vars(records):
             records.directory.close()
         await store.aclose()
+
+
+@asynccontextmanager
+async def open_source(config: Path | None, broker: str) -> AsyncGenerator[Records | Remote]:
+    """The records here, or a remote broker's as the person who is signed in there. Raises also what `remote` raises."""
+    if not broker:
+        async with open_records(config) as records:
+            yield records
+        return
+    from broker.faces.cli.remote import opened
+
+    async with opened(broker, Clock()) as remote:
+        yield remote

@@ -2,14 +2,14 @@
 
 Who decides is the operating system's user, who holds the default reviewer scope because whoever may write the records'
 file is the operator; or an account, with its password and its own scopes and groups. The requester never decides:
-that is checked by the desk, by person.
+that is checked by the desk, by person. At a remote broker it is whoever `broker login` signed in there.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -17,6 +17,7 @@ from broker.errors import Forbidden
 from broker.faces.cli import house
 from broker.faces.cli.invocation import find
 from broker.faces.cli.output import print_json, say, styled
+from broker.faces.cli.records import open_source
 from broker.faces.text import safe
 from broker.faces.words import as_document, span, who
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from broker.assembly import Broker
+    from broker.faces.cli.records import Reader
+    from broker.faces.cli.remote import Remote
     from broker.model.invocation import Invocation
     from broker.model.principal import Principal
 
@@ -50,6 +53,7 @@ def approve(
     reviewer: Reviewer = "",
     password_stdin: PasswordStdin = False,
     wait: Wait = 5.0,
+    broker: house.At = "",
     config: house.Config = None,
     as_json: house.Json = False,
 ) -> None:
@@ -61,7 +65,11 @@ def approve(
       broker approve 0193d7a2-71b2-7c3e-9a55-0f6d1c2b3a49
       broker approve 1c2b3a49 --reason "checked with the customer"
     """
-    house.run(_decide, config, hold, True, reason, reviewer, password_stdin, wait, as_json)
+    _not_both(broker, reviewer)
+    if broker:
+        house.run(_decide_there, broker, hold, True, reason, wait, as_json)
+    else:
+        house.run(_decide, config, hold, True, reason, reviewer, password_stdin, wait, as_json)
 
 
 def deny(
@@ -69,6 +77,7 @@ def deny(
     reason: Annotated[str, typer.Option("--reason", help="Why; it is sent to the agent.", show_default=False)],
     reviewer: Reviewer = "",
     password_stdin: PasswordStdin = False,
+    broker: house.At = "",
     config: house.Config = None,
     as_json: house.Json = False,
 ) -> None:
@@ -77,7 +86,16 @@ def deny(
     Example:
       broker deny 1c2b3a49 --reason "wrong customer"
     """
-    house.run(_decide, config, hold, False, reason, reviewer, password_stdin, 0.0, as_json)
+    _not_both(broker, reviewer)
+    if broker:
+        house.run(_decide_there, broker, hold, False, reason, 0.0, as_json)
+    else:
+        house.run(_decide, config, hold, False, reason, reviewer, password_stdin, 0.0, as_json)
+
+
+def _not_both(broker: str, reviewer: str) -> None:
+    if broker and reviewer:
+        raise typer.BadParameter("at a remote broker you are who `broker login` signed in", param_hint="--reviewer")
 
 
 async def _decide(
@@ -89,25 +107,37 @@ async def _decide(
         decided = await broker.desk.review(
             invocation.call_id, approve=approved, reviewer=person, reason=reason, via="cli"
         )
-        if approved:
-            decided = await _outcome(broker, decided, wait_s)
-        if as_json:
-            print_json(as_document(decided))
-        else:
-            say(*_told(decided))
+        await _tell(broker.store, decided, approved, wait_s, as_json)
+
+
+async def _decide_there(url: str, hold: str, approved: bool, reason: str, wait_s: float, as_json: bool) -> None:
+    async with open_source(None, url) as remote:
+        invocation = await find(remote.store, hold, held_only=True)
+        decided = await cast("Remote", remote).decide(invocation.call_id, approve=approved, reason=reason)
+        await _tell(remote.store, decided, approved, wait_s, as_json)
+
+
+async def _tell(store: Reader, decided: Invocation, approved: bool, wait_s: float, as_json: bool) -> None:
+    """Say what became of it. Raises Exit(1) when it was approved and has not been done."""
+    if approved:
+        decided = await _outcome(store, decided, wait_s)
+    if as_json:
+        print_json(as_document(decided))
+    else:
+        say(*_told(decided))
     if approved and decided.state != "succeeded":
         raise typer.Exit(1)
 
 
-async def _outcome(broker: Broker, decided: Invocation, wait_s: float) -> Invocation:
+async def _outcome(store: Reader, decided: Invocation, wait_s: float) -> Invocation:
     """The call as it stands after at most wait_s seconds, or as soon as it has ended."""
     latest = [decided]
 
     async def ended() -> bool:
-        latest[0] = await broker.store.invocation(decided.call_id) or latest[0]
+        latest[0] = await store.invocation(decided.call_id) or latest[0]
         return latest[0].state not in ("approved", "dispatching")
 
-    await house.until(ended, wait_s, broker.store.changed)
+    await house.until(ended, wait_s, store.changed)
     return latest[0]
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from broker.catalog.catalog import Entry
 
+_HEADINGS = ("TOOL", "VERSION", "EFFECT", "SCOPES", "BACKEND", "OWNER", "TITLE")
+
 
 def tools(
     agent: Annotated[
@@ -24,6 +26,7 @@ def tools(
             "--as", metavar="AGENT", show_default=False, help="Only what this agent sees: a client's id, or `local`."
         ),
     ] = "",
+    broker: house.At = "",
     config: house.Config = None,
     as_json: house.Json = False,
 ) -> None:
@@ -35,7 +38,33 @@ def tools(
       broker tools
       broker tools --as support-bot
     """
-    house.run(_tools, config, agent, as_json)
+    if broker and agent:
+        raise typer.BadParameter("a remote broker shows what exists for you", param_hint="--as")
+    if broker:
+        house.run(_tools_there, broker, as_json)
+    else:
+        house.run(_tools, config, agent, as_json)
+
+
+async def _tools_there(url: str, as_json: bool) -> None:
+    from broker.faces.cli.records import Clock
+    from broker.faces.cli.remote import opened
+
+    async with opened(url, Clock()) as remote:
+        found: list[dict[str, Any]] = (await remote.api.get("/catalog") or {}).get("items", [])
+    if as_json:
+        print_json(found)
+    elif found:
+        print_table(_HEADINGS, [_row_of(one) for one in found])
+    else:
+        say(f"No tool exists for you at {safe(url)}.")
+
+
+def _row_of(document: dict[str, Any]) -> list[str]:
+    """Of a tool as the API describes it."""
+    told = {**document, "scopes": " ".join(document.get("scopes", ()))}
+    names = ("name", "version", "effect", "scopes", "backend", "owner", "title")
+    return [_first(str(told.get(name) or "")) for name in names]
 
 
 async def _tools(config: Path | None, agent: str, as_json: bool) -> None:
@@ -58,7 +87,7 @@ async def _tools(config: Path | None, agent: str, as_json: bool) -> None:
             print_json([_document(entry) for entry in catalog.everything()])
         elif any(catalog.everything()):
             print_table(
-                ["TOOL", "VERSION", "EFFECT", "SCOPES", "BACKEND", "OWNER", "TITLE"],
+                _HEADINGS,
                 [_row(entry) for entry in catalog.everything()],
             )
         else:

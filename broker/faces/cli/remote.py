@@ -1,0 +1,201 @@
+"""A broker on another machine, asked through its REST API: the same questions as to the store, with the same answers.
+
+Commands read `source.store` and do not know which it is; what one may not see at a remote broker does not exist there,
+as the API says. What must not live here: how one signs in (sign_in), what commands print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, fields, replace
+from time import time
+from typing import Any, cast
+from urllib.parse import quote
+
+import anyio
+import anyio.to_thread
+import httpx2
+import orjson
+
+from broker.errors import Refusal, Unauthenticated, Unavailable
+from broker.faces.cli import logins, sign_in
+from broker.faces.cli.logins import Login
+from broker.model.hold import Hold
+from broker.model.invocation import Invocation, InvocationQuery
+from broker.model.quota import QuotaState
+from broker.ports import Clock
+
+PAGE = 500
+ANSWER_S = 30.0
+SOON_S = 30  # an access token that ends within is renewed first
+LOOK_EVERY_S = 1.0
+
+_FILTERS = ("agent", "user", "tool", "backend", "rule", "code", "since_ms", "until_ms", "before")
+
+
+class Told(Refusal):
+    """What a remote broker answered: its own sentence and code."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        super().__init__(str(document.get("message") or "The broker refused."), code=str(document.get("code", "")))
+
+
+class Api:
+    """The signed-in person's requests. Raises Unauthenticated, Unavailable, or what the broker answered (Told)."""
+
+    def __init__(self, broker: str, http: httpx2.AsyncClient) -> None:
+        self._broker = broker
+        self._http = http
+        self._login: Login | None = None
+
+    async def get(self, path: str, query: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        """None for what does not exist for this person."""
+        return await self._ask("GET", path, query=query or {})
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        found = await self._ask("POST", path, body=body)
+        if found is None:
+            raise Told({"message": f"There is no such hold at {self._broker}, or not for you.", "code": "unknown_hold"})
+        return found
+
+    async def _ask(
+        self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Mapping[str, Any] | None = None
+    ) -> dict[str, Any] | None:
+        answer = await self._send(method, path, query, body, await self._token(""))
+        if answer.status_code == 401:
+            answer = await self._send(method, path, query, body, await self._token(self._spent()))
+        if answer.status_code == 404:
+            return None
+        try:
+            found: Any = answer.json()
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise Unavailable(f"{self._broker} did not answer as a broker (HTTP {answer.status_code}).")
+        document = cast("dict[str, Any]", found)
+        if answer.status_code == 401:
+            raise Unauthenticated(str(document.get("message")), next_step=f"Run `broker login {self._broker}`.")
+        if answer.status_code >= 400:
+            raise Told(document)
+        return document
+
+    async def _send(
+        self, method: str, path: str, query: Mapping[str, Any] | None, body: Mapping[str, Any] | None, token: str
+    ) -> httpx2.Response:
+        try:
+            return await self._http.request(
+                method,
+                sign_in.API + path,
+                params=dict(query or {}),
+                content=None if body is None else orjson.dumps(body),
+                headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+            )
+        except httpx2.HTTPError as error:
+            raise Unavailable(f"{self._broker} does not answer ({type(error).__name__}).") from error
+
+    def _spent(self) -> str:
+        return self._login.access_token if self._login else ""
+
+    async def _token(self, refused: str) -> str:
+        """An access token that was not refused and does not end soon."""
+
+        def is_good(login: Login) -> bool:
+            lasts = not login.expires_at_s or login.expires_at_s > time() + SOON_S
+            return login.access_token != refused and lasts
+
+        if self._login is None:
+            self._login = logins.at(self._broker)
+        if not is_good(self._login):
+            renew = sign_in.renew
+            self._login = await anyio.to_thread.run_sync(logins.renewed, self._broker, is_good, renew)
+        return self._login.access_token
+
+
+class RemoteStore:
+    """The reading verbs of ports.Store that commands use."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    async def invocation(self, call_id: str) -> Invocation | None:
+        found = await self._api.get(f"/invocations/{quote(call_id, safe='')}")
+        return None if found is None else invocation_of(found)
+
+    async def invocations(self, query: InvocationQuery) -> list[Invocation]:
+        """As ports.Store."""
+        path = "/holds" if query.held_only and not _narrowed(query) else "/invocations"
+        found: list[Invocation] = []
+        while len(found) < query.limit:
+            asked = {name: value for name in _FILTERS if (value := getattr(query, name)) and path == "/invocations"}
+            asked |= {name: value for name in ("before", "after") if (value := getattr(query, name))}
+            asked |= {"state": ",".join(query.states)} if query.states else {}
+            page = await self._api.get(path, {**asked, "limit": min(PAGE, query.limit - len(found))}) or {}
+            found += [invocation_of(one) for one in page.get("items", ())]
+            if not page.get("next"):
+                break
+            query = replace(query, **{"after" if query.after else "before": page["next"]})
+        return found[::-1] if query.oldest_first and not query.after else found
+
+    async def held_arguments(self, call_id: str) -> bytes | None:
+        found = await self._api.get(f"/holds/{quote(call_id, safe='')}")
+        still_open = found is not None and found.get("state") in ("held", "approved")
+        return orjson.dumps(found["arguments"]) if found is not None and still_open else None
+
+    async def quotas(self, now_ms: int) -> list[QuotaState]:  # noqa: ARG002 – the remote broker's clock counts
+        found = await self._api.get("/quotas") or {}
+        return [_made(QuotaState, one) for one in found.get("items", ())]
+
+    async def changed(self, timeout_s: float) -> bool:
+        await anyio.sleep(min(timeout_s, LOOK_EVERY_S))
+        return True
+
+
+def _narrowed(query: InvocationQuery) -> bool:
+    return any(getattr(query, name) for name in _FILTERS if name != "before")
+
+
+def invocation_of(document: Mapping[str, Any]) -> Invocation:
+    """The model behind `words.as_document`; fields of a newer broker are left out. Raises Unavailable."""
+    hold = document.get("hold")
+    made = _made(Invocation, {**document, "quotas": tuple(document.get("quotas") or ())})
+    return replace(made, hold=_made(Hold, hold) if hold else None)
+
+
+def _made(kind: Any, document: Mapping[str, Any]) -> Any:
+    known = {field.name for field in fields(kind)}
+    given = {name: _frozen(value) for name, value in document.items() if name in known}
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise Unavailable("The broker answered in a form this version does not know.") from error
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A source of records like `records.Records`."""
+
+    url: str
+    api: Api
+    store: RemoteStore
+    clock: Clock
+
+    async def decide(self, call_id: str, *, approve: bool, reason: str) -> Invocation:
+        """Raises Told: not this person, no reason, or somebody was first."""
+        verb = "approve" if approve else "deny"
+        body = {"reason": reason} if reason else {}
+        return invocation_of(await self.api.post(f"/holds/{quote(call_id, safe='')}/{verb}", body))
+
+
+@asynccontextmanager
+async def opened(url: str, clock: Clock) -> AsyncGenerator[Remote]:
+    """Raises Unauthenticated when nobody is signed in there."""
+    broker = sign_in.base_url(url)
+    logins.at(broker)
+    async with httpx2.AsyncClient(base_url=broker, timeout=ANSWER_S) as http:
+        api = Api(broker, http)
+        yield Remote(broker, api, RemoteStore(api), clock)

@@ -209,6 +209,28 @@ class Swept:
     leases: int = 0  # reservations freed
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the writer of the records has done since it began, and what waits for it. lag_s: how long what it is at now
+    has taken so far, 0 when it is idle. commit_s: what all transactions took together."""
+
+    waiting: int = 0
+    lag_s: float = 0.0
+    batches: int = 0
+    jobs: int = 0
+    commit_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCalls:
+    """Open calls of all brokers on these records. oldest_hold_ms: since when the oldest hold waits, 0 without any."""
+
+    held: int = 0
+    approved: int = 0
+    dispatching: int = 0
+    oldest_hold_ms: int = 0
+
+
 class Store(Protocol):
     """Records, quotas and holds: one truth, changed only in transactions, durable when a verb returns.
 
@@ -271,6 +293,13 @@ class Store(Protocol):
     async def quotas(self, now_ms: int) -> list[QuotaState]:
         """Every bucket that has something used or reserved now."""
         ...
+
+    async def open_calls(self) -> OpenCalls:
+        """How many calls are open now."""
+        ...
+
+    @property
+    def load(self) -> Load: ...
 
     async def changed(self, timeout_s: float) -> bool:
         """Wait until some invocation may have changed state, in this or another process; False after timeout_s."""

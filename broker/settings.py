@@ -167,6 +167,11 @@ class Settings(_Section):
     )
     allowed_origins: list[str] = Field(default=[], description="Web origins that may call the agents' endpoints.")
     watch: bool = Field(default=True, description="Reload manifests when their files change.")
+    metrics: Literal["loopback", "scope", "off"] = Field(
+        default="loopback",
+        description="Who may read `/metrics`: anybody while only this machine can reach the broker, otherwise (and "
+        "always with `scope`) who holds the scope broker.metrics; or nobody.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="warning", description="What goes to stderr."
     )

@@ -46,6 +46,7 @@ from broker.model.quota import QuotaState
 from broker.pipeline import held_call, recorder, replay
 from broker.pipeline.desk import Desk
 from broker.pipeline.dispatch import GRACE_S, as_broker_error, dispatch
+from broker.pipeline.tally import Tally
 from broker.policies.rule import Verdict
 from broker.ports import Backend, Clock, Store
 
@@ -67,6 +68,7 @@ class Pipeline:
         self._clock = clock
         self._room = calls
         self._unrecorded: list[Outcome] = []
+        self.tally = Tally()
 
     # ----------------------------------------------------------------------------------------- what a caller may see
 
@@ -222,6 +224,7 @@ class Pipeline:
         )
         admission = await self._committed(intent)
         _lap(call, "admit", began)
+        self.tally.decided(call, entry, intent, admission.state)
         if admission.state == "denied":
             raise _over_quota(call.name, admission.over)
         return admission
@@ -236,21 +239,20 @@ class Pipeline:
             answer = await dispatch(entry, call, self._backends)
         except anyio.get_cancelled_exc_class():
             _lap(call, "dispatch", began)
-            await self._settle(
-                recorder.failed(call.id, _cancelled(begun=begun), at_ms=self._now(), laps_us=call.laps_us)
-            )
+            lost = recorder.failed(call.id, _cancelled(begun=begun), at_ms=self._now(), laps_us=call.laps_us)
+            await self._end(call, entry, lost)
             raise
         except Exception as cause:  # the one place where a call's failure, ours or a backend's, becomes its outcome
             _lap(call, "dispatch", began)
             error = as_broker_error(cause)
             if error is not cause:
                 log.exception("a call failed inside the broker", call_id=call.id, tool=call.name)
-            await self._settle(recorder.failed(call.id, error, at_ms=self._now(), laps_us=call.laps_us))
+            failed = recorder.failed(call.id, error, at_ms=self._now(), laps_us=call.laps_us)
+            await self._end(call, entry, failed)
             raise error from cause
         _lap(call, "dispatch", began)
-        await self._settle(
-            recorder.succeeded(call.id, answer, at_ms=self._now(), laps_us=call.laps_us, keep_result=keep_result)
-        )
+        ended = recorder.succeeded(call.id, answer, at_ms=self._now(), laps_us=call.laps_us, keep_result=keep_result)
+        await self._end(call, entry, ended)
         return answer
 
     # ------------------------------------------------------------------------------------------------------- records
@@ -261,12 +263,20 @@ class Pipeline:
             call, entry, at_ms=self._now(), policy_version=self._shelf.current.version, rule=rule, refusal=refusal
         )
         await self._committed(intent)
+        self.tally.decided(call, entry, intent, "denied")
         return refusal
 
     async def _committed(self, intent: Intent) -> Admission:
         with anyio.CancelScope(shield=True):
             return await self._store.admit(intent)
         raise AssertionError("a shielded scope that nobody cancels swallows nothing")
+
+    async def _end(self, call: Call, entry: Entry, outcome: Outcome) -> None:
+        began = perf_counter_ns()
+        try:
+            await self._settle(outcome)
+        finally:  # it ended so, whether that could be written or not
+            self.tally.ended(call, entry, outcome, (perf_counter_ns() - began) // 1000)
 
     async def _settle(self, outcome: Outcome) -> None:
         """Record an outcome. When that fails after the effect, the caller is told the effect, the intent stays, and no

@@ -29,6 +29,7 @@ from broker.faces.cli.output import stamp, styled, tell
 from broker.faces.console.site import Console
 from broker.faces.console.visit import Verified
 from broker.faces.mcp.server import AgentServer
+from broker.faces.metrics import Metrics
 from broker.faces.office import Office
 from broker.faces.text import safe
 from broker.faces.words import count, span
@@ -95,6 +96,11 @@ async def application(broker: Broker) -> AsyncGenerator[web.Web]:
 async def _faced(broker: Broker) -> AsyncGenerator[AgentServer]:
     """The agents' server on this broker: told of catalog changes, its refusals noted in sum, SIGHUP followed."""
     refused: Counter[str] = Counter()
+
+    def turned_away(kind: str) -> None:
+        refused[kind] += 1
+        broker.pipeline.tally.turn_away(kind)
+
     agents = AgentServer(
         broker.pipeline,
         broker.gatekeeper.authenticate,
@@ -104,7 +110,7 @@ async def _faced(broker: Broker) -> AsyncGenerator[AgentServer]:
         challenge=_challenge,
         base_url=broker.where.base_url,
         clock=broker.clock,
-        on_refused=lambda kind: refused.update([kind]),
+        on_refused=turned_away,
     )
     unsubscribe = broker.shelf.subscribe(agents.announce_tools_changed)
     broker.reconciler.on_resource_updated.add(agents.resource_updated)
@@ -135,8 +141,17 @@ def _routes(broker: Broker) -> list[Route]:
         called=lambda host: as_called(broker.where.base_url(), host),
         version=__version__,
     )
+    metrics = Metrics(
+        office,
+        broker.pipeline.tally,
+        not_ready=lambda: broker.not_ready,
+        unrecorded=lambda: broker.pipeline.unrecorded,
+        problems=lambda: broker.reconciler.problems,
+        bearer=challenge.bearer,
+    )
     return [
         *api.routes(),
+        *metrics.routes(),
         *metadata.routes(broker.settings, scopes, broker.where.base_url),
         *routes(
             broker.settings, broker.directory, scopes, broker.store.note, broker.where.base_url, clock=broker.clock

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from broker.model.hold import Hold
 from broker.model.invocation import OPEN, Invocation, InvocationQuery
+from broker.ports import OpenCalls
 
 _SELECT = """select i.call_id, i.state, i.at_ms, i.changed_at_ms, i.face, i.agent, i."user", i.tenant, i.issuer,
         i.principal_key, i.request_id, i.trace_id, i.tool, i.tool_version, i.tool_effect, i.definition, i.backend,
@@ -22,6 +23,8 @@ _SELECT = """select i.call_id, i.state, i.at_ms, i.changed_at_ms, i.face, i.agen
 # What is asked all the time is asked of few rows: the planner must not walk the whole history for it.
 _SELECT_OPEN = _SELECT.replace("from invocation i", "from invocation i indexed by invocation_open")
 _OPEN = "i.state in ('held', 'approved', 'dispatching')"  # the condition of that partial index, word for word
+_COUNT_OPEN = f"""select i.state, count(*), min(i.at_ms) from invocation i indexed by invocation_open
+    where {_OPEN} group by i.state"""  # noqa: S608 – constants of this file
 _EQUAL = {  # filter of InvocationQuery -> its column
     "agent": "i.agent",
     "user": 'i."user"',
@@ -46,6 +49,13 @@ def some(db: sqlite3.Connection, query: InvocationQuery) -> list[Invocation]:
     order = "asc" if query.after or query.oldest_first else "desc"
     sql = f"{select} where {' and '.join(where)} order by i.id {order} limit ?"
     return [_invocation(row) for row in db.execute(sql, (*values, query.limit))]
+
+
+def open_calls(db: sqlite3.Connection) -> OpenCalls:
+    rows = db.execute(_COUNT_OPEN)
+    found = {state: (number, since_ms) for state, number, since_ms in rows}
+    numbers = {state: found.get(state, (0, 0))[0] for state in OPEN}
+    return OpenCalls(**numbers, oldest_hold_ms=found.get("held", (0, 0))[1])
 
 
 def _where(query: InvocationQuery) -> tuple[list[str], list[Any]]:

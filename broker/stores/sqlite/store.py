@@ -21,7 +21,7 @@ from broker.errors import RecordUnavailable
 from broker.model.hold import Review
 from broker.model.invocation import OPEN, Admission, Intent, Invocation, InvocationQuery, Outcome
 from broker.model.quota import QuotaState
-from broker.ports import Claimed, Clock, Collected, Swept
+from broker.ports import Claimed, Clock, Collected, Load, OpenCalls, Swept
 from broker.stores.sqlite import admission, hold, liveness, outcome, queries, quota, sweep
 from broker.stores.sqlite.database import connect, migrate, unavailable
 from broker.stores.sqlite.ledger import RESERVED
@@ -175,6 +175,13 @@ class SqliteStore:
 
     async def quotas(self, now_ms: int) -> list[QuotaState]:
         return await self._read(lambda db: quota.standing(db, now_ms))
+
+    async def open_calls(self) -> OpenCalls:
+        return await self._read(queries.open_calls)
+
+    @property
+    def load(self) -> Load:
+        return self.writer.load
 
     async def changed(self, timeout_s: float) -> bool:
         return await self._pulse.wait(timeout_s)

@@ -36,7 +36,7 @@ import anyio.to_thread
 import structlog
 
 from broker.errors import BrokerError, Internal, RecordUnavailable
-from broker.ports import Clock
+from broker.ports import Clock, Load
 from broker.stores.sqlite.database import unavailable
 from broker.stores.sqlite.ledger import Ledger
 from broker.stores.sqlite.live_file import LiveFile, is_busy, is_storage
@@ -94,6 +94,8 @@ class Writer:
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
         self._batch: list[Job] = []  # what the thread is at
         self._busy_since = 0.0
+        self._batches = self._jobs = 0  # of transactions that were committed
+        self._commit_s = 0.0
         self._again: list[Job] = []  # own jobs that failed and must not be forgotten
         self._beat_at = monotonic() + lease_s / 3
         self._fault = self._stall = ""
@@ -114,6 +116,12 @@ class Writer:
     @property
     def fault(self) -> str:
         return self._stall or self._fault
+
+    @property
+    def load(self) -> Load:
+        since = self._busy_since
+        lag_s = monotonic() - since if since else 0.0
+        return Load(self._queue.qsize(), lag_s, self._batches, self._jobs, self._commit_s)
 
     # ------------------------------------------------------------------------------------------- the event loop's side
 
@@ -270,6 +278,9 @@ class Writer:
         if self._fault:
             log.warning("records can be written again", database=str(self._path))
             self._fault = ""
+        self._batches += 1
+        self._jobs += len(batch)
+        self._commit_s += monotonic() - self._busy_since
         self._answer(batch, results, self._tx.urgent)
 
     def _commit(self, batch: list[Job], run: Callable[[Job], Any]) -> list[Any]:

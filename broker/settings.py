@@ -126,11 +126,22 @@ class Limits(_Section):
     bytes_in_flight: int = Field(
         default=268_435_456, ge=1_048_576, description="Largest sum of request bodies being read or worked on."
     )
-    connections: int = Field(default=1024, ge=1, description="Most open connections.")
+    connections: int = Field(
+        default=1024,
+        ge=1,
+        description="Most open connections; beyond, the one idle or half open for longest is closed.",
+    )
+    keep_alive_s: float = Field(default=65.0, gt=0, description="When an idle connection is closed, in seconds.")
+    header_bytes: int = Field(default=32_768, ge=1024, description="Largest headers of a request.")
     header_s: float = Field(default=10.0, gt=0, description="Time to send the headers, in seconds.")
-    body_s: float = Field(default=30.0, gt=0, description="Time to send the body, in seconds.")
+    body_s: float = Field(
+        default=30.0, gt=0, description="Time to send the body, and to read what is answered, in seconds."
+    )
     json_depth: int = Field(default=64, ge=4, le=190, description="Deepest nesting of a request.")
     json_nodes: int = Field(default=100_000, ge=100, description="Most values in a request.")
+    json_string_bytes: int = Field(
+        default=4_194_304, ge=1024, description="Longest string in a request; as large as `body_bytes` unless lowered."
+    )
     id_bytes: int = Field(default=256, ge=1, description="Longest JSON-RPC id.")
     sessions: int = Field(default=1000, ge=1, description="Most open sessions of handshake-era clients.")
     session_idle_s: float = Field(default=1800.0, gt=0, description="When an idle session is closed, in seconds.")

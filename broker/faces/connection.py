@@ -2,8 +2,8 @@
 
 A connection that has sent no whole head, or no whole body, in time is answered 408 and closed; so is one that does not
 read what it is sent. When all places are taken, the connection that has kept its place longest without a request being
-worked on gives it up, so that thousands of half-open or idle ones cannot keep an honest client out. A head has at most
-HEADER_BYTES.
+worked on gives it up, so that thousands of half-open or idle ones cannot keep an honest client out. A head has a
+longest length. Whoever is turned away is told the limit by the name it has in the settings.
 
 Why here: before the head is complete no ASGI application is called, so nothing behind could do it. Why by subclassing:
 the methods used are those of `asyncio.Protocol` and of the httptools parser, which uvicorn implements by those names.
@@ -14,7 +14,7 @@ What must not live here: anything that looks into a request.
 from __future__ import annotations
 
 from asyncio import TimerHandle, Transport
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -22,14 +22,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 if TYPE_CHECKING:
     from broker.settings import Limits
 
-HEADER_BYTES = 32_768
-
 # ASGI extension under which a request finds its `Hangup`.
 HANGUP = "broker.hangup"
 
-_BUSY = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+# What a connection that is turned away is told, by the limit it met.
+_TOLD: Mapping[str, tuple[bytes, bytes]] = {
+    "connections": (b"503 Service Unavailable", b"all connections are taken"),
+    "header_s": (b"408 Request Timeout", b"the headers did not come in time"),
+    "body_s": (b"408 Request Timeout", b"the body did not come in time"),
+    "header_bytes": (b"431 Request Header Fields Too Large", b"the headers are too long"),
+}
 
 
 class Hangup:
@@ -75,19 +77,19 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self._limits.connections and not self._make_room():
-            transport.write(_BUSY)
+            transport.write(_refusal("connections"))
             transport.close()
             return
         self._waiting[self] = None
-        self._arm(self._limits.header_s)
+        self._arm(self._limits.header_s, "header_s")
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
             self._head_bytes += len(data)
         super().data_received(data)
         # Still no whole head after all these bytes; a head that came complete was counted line by line.
-        if self._in_head and self._head_bytes > HEADER_BYTES:
-            self._close(_LONG)
+        if self._in_head and self._head_bytes > self._limits.header_bytes:
+            self._close("header_bytes")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
@@ -96,6 +98,7 @@ class Connection(HttpToolsProtocol):
             self._drain_timer.cancel()
             self._drain_timer = None
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn lets a reset connection wait for its end, and with it all it held
         self._hangup.tell()
 
     def pause_writing(self) -> None:
@@ -116,19 +119,19 @@ class Connection(HttpToolsProtocol):
         self.scope["extensions"] = {HANGUP: self._hangup}  # type: ignore[typeddict-item]
         if self._timer is None:  # a further request on a kept connection
             self._waiting[self] = None
-            self._arm(self._limits.header_s)
+            self._arm(self._limits.header_s, "header_s")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._line_bytes += len(name) + len(value)
-        if self._line_bytes > HEADER_BYTES:
-            raise ValueError("too many header bytes")  # httptools turns it into a parser error: 400, closed
+        if self._line_bytes > self._limits.header_bytes:
+            raise ValueError("too many header bytes")  # httptools turns it into a parser error
         # White space around a value is no part of it (RFC 9110 section 5.5); httptools leaves what comes after it.
         super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
         self._in_head, self._head_bytes = False, 0
         self._waiting.pop(self, None)
-        self._arm(self._limits.body_s)
+        self._arm(self._limits.body_s, "body_s")
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -140,24 +143,31 @@ class Connection(HttpToolsProtocol):
         if self.cycle is not None and self.cycle.response_complete:  # pyright: ignore[reportUnnecessaryComparison]
             self._waiting[self] = None
 
+    def send_400_response(self, msg: str) -> None:
+        """For what the parser refuses, its callbacks included."""
+        if self._line_bytes > self._limits.header_bytes:
+            self._close("header_bytes")
+        else:
+            super().send_400_response(msg)
+
     # ------------------------------------------------------------------------------------------------- deadlines
 
-    def _arm(self, seconds: float) -> None:
+    def _arm(self, seconds: float, limit: str) -> None:
         self._disarm()
-        self._timer = self.loop.call_later(seconds, self._close, _SLOW)
+        self._timer = self.loop.call_later(seconds, self._close, limit)
 
     def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _close(self, answer: bytes) -> None:
-        """Answer, where no answer has begun, and close."""
+    def _close(self, limit: str) -> None:
+        """Tell the limit, where no answer has begun, and close."""
         self._disarm()
         if self.transport.is_closing():
             return
         if self._in_head or (self.cycle is not None and not self.cycle.response_started):  # type: ignore[redundant-expr]
-            self.transport.write(answer)
+            self.transport.write(_refusal(limit))
         self.transport.close()
 
     def _make_room(self) -> bool:
@@ -166,5 +176,14 @@ class Connection(HttpToolsProtocol):
         if oldest is None:
             return False
         self._waiting.pop(oldest)
-        oldest._close(_BUSY)  # noqa: SLF001 – of this very class
+        oldest._close("connections")  # noqa: SLF001 – of this very class
         return True
+
+
+def _refusal(limit: str) -> bytes:
+    status, why = _TOLD[limit]
+    body = b'{"error":"Refused: %s (limit: %s)."}' % (why, limit.encode())
+    return (
+        b"HTTP/1.1 %s\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
+        % (status, len(body), body)
+    )  # fmt: skip

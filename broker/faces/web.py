@@ -25,6 +25,7 @@ import uvicorn
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Router
 
+from broker.faces import memory
 from broker.faces.connection import protocol_class
 from broker.faces.mcp.headers import content_length, read_headers
 from broker.faces.mcp.replies import CLOSE, JSON_HEADERS
@@ -33,7 +34,6 @@ from broker.faces.mcp.server import AgentServer
 from broker.settings import Settings
 
 FORM_BYTES = 65_536
-KEEP_ALIVE_S = 65
 GARBAGE = 20_000  # objects made and not yet gone before the collector looks
 
 log = structlog.get_logger("broker.web")
@@ -165,6 +165,7 @@ async def serve(
         if stop is None:
             tasks.start_soon(_signals, server, leave)
         tasks.start_soon(_leave, server, app, leave, settings.limits.drain_s)
+        tasks.start_soon(memory.give_back)
         try:
             await server.serve(sockets=[listening])
         except anyio.get_cancelled_exc_class():
@@ -185,7 +186,7 @@ def _config(app: Web, settings: Settings) -> uvicorn.Config:
         access_log=False,  # a request line may carry what must not be kept
         server_header=False,
         proxy_headers=False,  # nothing here depends on where a request says it comes from
-        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_keep_alive=settings.limits.keep_alive_s,  # pyright: ignore[reportArgumentType]  # a delay like any
         timeout_graceful_shutdown=max(1, math.ceil(settings.limits.drain_s)),
     )
 

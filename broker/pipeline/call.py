@@ -119,7 +119,11 @@ class Pipeline:
         On cancel: a call not yet dispatched is recorded as failed with effect none; one under way as outcome_unknown.
         """
         if self._room <= 0:
-            raise Overloaded("Refused: the broker has too many calls at once.", next_step="Try again in a second.")
+            raise Overloaded(
+                "Refused: the broker has too many calls at once (limit: calls).",
+                next_step="Try again in a second.",
+                limit="calls",
+            )
         self._room -= 1
         try:
             self._authenticate(call)

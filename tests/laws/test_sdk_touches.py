@@ -23,7 +23,7 @@ from mcp.shared import inbound
 import broker.faces.mcp as face
 from broker.faces.mcp import agreement, replies, strict
 from broker.faces.mcp.headers import decoded
-from broker.faces.mcp.sdk import BrokerServer, owner, silence
+from broker.faces.mcp.sdk import BrokerServer, open_sessions, owner, silence
 from broker.model.principal import Principal
 
 FOLDER = Path(face.__path__[0])
@@ -105,9 +105,10 @@ def test_names_are_unwrapped_as_the_sdk_wraps_them(text: str) -> None:
 
 
 def test_the_classes_built_upon_still_take_what_they_are_given() -> None:
-    StreamableHTTPSessionManager(
+    manager = StreamableHTTPSessionManager(
         app=BrokerServer("x"), session_idle_timeout=1, max_sessions=1, max_request_body_size=1024
     )
+    assert open_sessions(manager) == 0
     SseServerTransport("/messages/", max_request_body_size=1024)
 
 

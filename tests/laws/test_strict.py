@@ -92,11 +92,22 @@ def test_what_two_readers_could_read_in_two_ways_is_refused(name: str) -> None:
 
 
 def test_a_refusal_names_its_limit() -> None:
-    for body, limit in ((nested(65), "json_depth"), (b"[" + b"0," * 100_000 + b"0]", "json_nodes")):
+    small = Limits(json_string_bytes=1024)
+    for body, limit in (
+        (nested(65), "json_depth"),
+        (b"[" + b"0," * 100_000 + b"0]", "json_nodes"),
+        (orjson.dumps([{"a": "x" * 1025}]), "json_string_bytes"),
+        (orjson.dumps({"é" * 513: 1}), "json_string_bytes"),
+    ):
         with pytest.raises(Malformed) as refusal:
-            read_json(body, LIMITS)
+            read_json(body, small)
         assert refusal.value.facts["limit"] == limit
         assert limit in refusal.value.sentence
+
+
+def test_a_string_at_the_limit_is_read_however_long_the_message() -> None:
+    body = orjson.dumps(["x" * 1024, "é" * 512])
+    assert read_json(body, Limits(json_string_bytes=1024)) == orjson.loads(body)
 
 
 def test_a_refusal_quotes_nothing_of_what_was_sent() -> None:
@@ -112,7 +123,7 @@ ENVELOPES: dict[str, tuple[bytes, str]] = {
     "a request without params": (message(params=None), "request"),
     "a notification": (b'{"jsonrpc": "2.0", "method": "m"}', "notification"),
     "a response": (b'{"jsonrpc": "2.0", "id": 1, "result": {}}', "response"),
-    "an error": (b'{"jsonrpc": "2.0", "id": 1, "error": {}}', "response"),
+    "an error": (b'{"jsonrpc": "2.0", "id": 1, "error": {"code": -1, "message": "no"}}', "response"),
 }
 NO_ENVELOPES: dict[str, bytes] = {
     "a batch": b"[" + message() + b"]",
@@ -129,6 +140,10 @@ NO_ENVELOPES: dict[str, bytes] = {
     "method null": message(method=None),
     "params as an array": message(params=[]),
     "a result and an error": b'{"jsonrpc": "2.0", "id": 1, "result": {}, "error": {}}',
+    "a result that is a number": b'{"jsonrpc": "2.0", "id": 1, "result": 5}',
+    "an error that is a number": b'{"jsonrpc": "2.0", "id": 1, "error": 5}',
+    "an error without code and message": b'{"jsonrpc": "2.0", "id": 1, "error": {}}',
+    "an error whose code is true": b'{"jsonrpc": "2.0", "id": 1, "error": {"code": true, "message": "no"}}',
     "a result without an id": b'{"jsonrpc": "2.0", "result": {}}',
     "nothing at all": b"{}",
 }

@@ -14,6 +14,7 @@ from broker.errors import (
     Forbidden,
     InsufficientScope,
     InvalidArguments,
+    Overloaded,
     OverQuota,
     RecordUnavailable,
     Rejected,
@@ -237,3 +238,26 @@ async def test_the_record_verifies_after_calls_of_every_kind(tmp_path: Path) -> 
             tasks.start_soon(one, amount)
     found = verify(tmp_path / "broker.db", None)
     assert found.ok, found
+
+
+@pytest.mark.anyio
+async def test_one_call_too_many_is_refused_by_the_limits_name(tmp_path: Path) -> None:
+    entered, release = anyio.Event(), anyio.Event()
+
+    async def slowly(_request: Request) -> Response:
+        entered.set()
+        await release.wait()
+        return JSONResponse({})
+
+    payer = agent(scopes=["pay"])
+    async with (
+        answering(slowly) as (url, _),
+        broker_with(tmp_path, ECHOING % (url, "none"), limits={"calls": 1}) as broker,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(perform, broker, "charge", {"card_token": "x"}, payer)
+        await entered.wait()
+        with pytest.raises(Overloaded, match="limit: calls") as refused:
+            await perform(broker, "charge", {"card_token": "x"}, payer)
+        assert refused.value.facts["limit"] == "calls"
+        release.set()

@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from broker.faces import web
-from broker.faces.connection import HEADER_BYTES
+from broker.settings import Limits
 from tests.serving import Served, modern, modern_call, modern_headers, served, settings_with
 from tests.stories.test_wire_sessions import Legacy, bearer
 from tests.stories.test_wire_stdio import INITIALIZE, READY, call
@@ -100,7 +100,9 @@ async def test_what_two_readers_of_http_could_read_differently_is_400_and_closed
 
 async def test_a_head_that_never_ends_is_ended() -> None:
     async with served(limits={"header_s": 0.2}) as house:
-        assert status(await talk(house, b"POST /mcp HTTP/1.1\r\nHost: x\r\n")) == 408
+        late = await talk(house, b"POST /mcp HTTP/1.1\r\nHost: x\r\n")
+        assert status(late) == 408
+        assert b"(limit: header_s)" in late
         assert status(await talk(house)) == 408
         async with socket_to(house) as stream:  # a second head on a kept connection has its own time
             await stream.send(head(house, f"Content-Length: {len(BODY)}") + BODY)
@@ -113,7 +115,9 @@ async def test_a_head_that_never_ends_is_ended() -> None:
 async def test_a_body_that_never_ends_is_ended_and_gives_its_bytes_back() -> None:
     async with served(limits={"body_s": 0.2}) as house:
         before = house.agents.bytes_left
-        assert status(await talk(house, head(house, "Content-Length: 4000"), b"x" * 100)) == 408
+        late = await talk(house, head(house, "Content-Length: 4000"), b"x" * 100)
+        assert status(late) == 408
+        assert b"(limit: body_s)" in late
         assert status(await talk(house, head(house, "Transfer-Encoding: chunked"), b"5\r\nxxxxx\r\n")) == 408
         with anyio.fail_after(5):
             while house.agents.bytes_left != before:
@@ -137,12 +141,15 @@ async def test_a_long_call_is_not_cut_by_the_deadlines_of_bytes() -> None:
 
 
 async def test_a_head_has_a_longest_length() -> None:
+    most = Limits().header_bytes
     async with served() as house:
-        one_line = head(house, "X: " + "a" * HEADER_BYTES)
-        many_lines = head(house, *[f"X{number}: {'a' * 100}" for number in range(HEADER_BYTES // 100)])
-        endless = b"GET /" + b"a" * (HEADER_BYTES + 100)
+        one_line = head(house, "X: " + "a" * most)
+        many_lines = head(house, *[f"X{number}: {'a' * 100}" for number in range(most // 100)])
+        endless = b"GET /" + b"a" * (most + 100)
         for request in (one_line, many_lines, endless):
-            assert status(await talk(house, request)) in (400, 431)
+            refused = await talk(house, request)
+            assert status(refused) == 431
+            assert b"(limit: header_bytes)" in refused
         assert status(await talk(house, head(house, "Content-Length: 2", "Connection: close") + b"{}")) == 400
 
 
@@ -186,12 +193,20 @@ async def test_idle_connections_give_way_and_busy_ones_do_not() -> None:
             with anyio.fail_after(5):
                 while len(house.tools.calls) < 4:
                     await anyio.sleep(0.01)
-            assert status(await talk(house, b"GET /healthz HTTP/1.1\r\n\r\n")) == 503
+            refused = await talk(house, b"GET /healthz HTTP/1.1\r\n\r\n")
+            assert status(refused) == 503
+            assert b"(limit: connections)" in refused
             house.tools.release.set()
             with anyio.fail_after(5):
                 while len(busy) < 3:
                     await anyio.sleep(0.01)
             assert busy == [200, 200, 200]
+
+
+async def test_an_idle_connection_is_closed_in_time() -> None:
+    async with served(limits={"keep_alive_s": 0.1}) as house, socket_to(house) as stream:
+        await stream.send(head(house, f"Content-Length: {len(BODY)}") + BODY)
+        assert status(await rest_of(stream)) == 200
 
 
 async def test_a_body_over_all_budgets_is_refused_and_room_comes_back() -> None:

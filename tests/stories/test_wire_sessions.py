@@ -88,7 +88,8 @@ async def test_sessions_are_capped_and_room_comes_back() -> None:
     async with house_and_http(limits={"sessions": 2}) as (_, http):
         first = await Legacy(http, "ann").open()
         await Legacy(http, "bob").open()
-        assert (await http.post("/mcp", json=INITIALIZE, headers=bearer("eve"))).status_code == 503
+        refused = await http.post("/mcp", json=INITIALIZE, headers=bearer("eve"))
+        assert (refused.status_code, refused.json()["error"]["data"]["limit"]) == (503, "sessions")
         await http.delete("/mcp", headers={**bearer("ann"), "Mcp-Session-Id": first.session})
         await Legacy(http, "eve").open()
 

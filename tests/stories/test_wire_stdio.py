@@ -116,6 +116,25 @@ async def test_a_bad_line_is_told_and_the_next_one_is_read(name: str, bad: bytes
     assert len(session.refused) == 1
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'{"jsonrpc":"2.0","id":1,"error":{}}',
+        b'{"jsonrpc":"2.0","id":1,"error":5}',
+        b'{"jsonrpc":"2.0","id":1,"result":5}',
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":5}}',
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"_meta":5}}',
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"cursor":5}}',
+        b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":{}}}',
+        b'{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":[]}}',
+    ],
+)
+async def test_members_of_the_wrong_type_end_nothing_but_their_message(odd: bytes) -> None:
+    session = await Session([HELLO, odd + b"\n", line(call("echo", "next"))]).run()
+    assert session.answer("next")["result"]["isError"] is False
+    assert len(session.tools.calls) == 1
+
+
 async def test_a_partial_last_line_is_refused() -> None:
     session = await Session([HELLO, line(call("echo", 1)), b'{"jsonrpc":"2.0","id":2,"me']).run()
     assert session.errors == [-32700]

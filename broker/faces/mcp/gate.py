@@ -15,7 +15,7 @@ connection's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from broker.errors import (
@@ -59,10 +59,17 @@ _EXPOSED = (b"access-control-expose-headers", b"mcp-session-id, www-authenticate
 
 
 class Gate:
-    """sdk: where requests go on to, by path. One gate serves all endpoints of one broker."""
+    """sdk: where requests go on to, by path. sessions: how many are open. One gate serves all endpoints of a broker."""
 
     def __init__(
-        self, sdk: Mapping[str, App], house: House, *, direct: Direct, standing: Standing, places: wire.Places
+        self,
+        sdk: Mapping[str, App],
+        house: House,
+        *,
+        direct: Direct,
+        standing: Standing,
+        places: wire.Places,
+        sessions: Callable[[], int],
     ) -> None:
         self._sdk = sdk
         self._house = house
@@ -70,6 +77,7 @@ class Gate:
         self._direct = direct
         self._standing = standing
         self._places = places
+        self._sessions = sessions
         self._in_use: set[tuple[str, bytes, str]] = set()  # handshake-era requests being answered
         self.budget = Budget(house.limits.bytes_in_flight)
         self.closing = False
@@ -231,6 +239,9 @@ class Gate:
             # The SDK would open a session only to refuse this and close it again.
             sentence = "Refused: Missing session ID. Send initialize first, or MCP-Protocol-Version: 2026-07-28."
             raise Stop("no_session", sentence, code=INVALID_REQUEST, request_id=message.id)
+        if not session and self._sessions() >= self._limits.sessions:
+            sentence = "Refused: too many open sessions (limit: sessions)."
+            raise Stop("overloaded", sentence, status=503, request_id=message.id, data={"limit": "sessions"})
         if message.kind != "request" or not session:
             await self._go_on(request)
             return

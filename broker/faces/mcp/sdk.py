@@ -14,6 +14,7 @@ from mcp.server.connection import Connection
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel.server import NotificationOptions, Server
 from mcp.server.models import InitializationOptions
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
 from broker.model.principal import Principal
 
@@ -39,6 +40,13 @@ def connection_of(context: ServerRequestContext[Any, Any]) -> Connection:
     registry of handshake-era sessions, and the session object lives for one request only.
     """
     return context.session._connection  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def open_sessions(manager: StreamableHTTPSessionManager) -> int:
+    """How many handshake-era sessions are open. Touch: `_server_instances`; the SDK refuses one too many in words that
+    name no setting.
+    """
+    return len(manager._server_instances)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 def owner(principal: Principal) -> AuthenticatedUser:

@@ -42,7 +42,7 @@ from broker.faces.mcp.ports import Authenticate, Challenge, Clock, House, Pipeli
 from broker.faces.mcp.progress import Progress
 from broker.faces.mcp.relay import CACHE_HINTS, Relay, complete, scope_of, trace_parent
 from broker.faces.mcp.request import FACE, OUTCOME, PRINCIPAL, App, Receive, Scope, Send
-from broker.faces.mcp.sdk import BrokerServer, connection_of, owner, silence
+from broker.faces.mcp.sdk import BrokerServer, connection_of, open_sessions, owner, silence
 from broker.faces.mcp.sessions import Audience
 from broker.faces.mcp.sse import SseEndpoint
 from broker.faces.mcp.standing import Standing
@@ -111,7 +111,14 @@ class AgentServer:
             "/sse": self._sse.stream,
             "/messages/": self._sse.message,
         }
-        self._gate = Gate(apps, self._house, direct=self._direct, standing=self._standing, places=self.places)
+        self._gate = Gate(
+            apps,
+            self._house,
+            direct=self._direct,
+            standing=self._standing,
+            places=self.places,
+            sessions=lambda: open_sessions(self._streamable) if self._streamable else 0,
+        )
         self._on_streams = 0  # calls whose answers travel on an HTTP+SSE stream
         self._streams_idle = anyio.Event()
 

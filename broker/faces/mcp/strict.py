@@ -36,6 +36,8 @@ class JsonLimits(Protocol):
     @property
     def json_nodes(self) -> int: ...
     @property
+    def json_string_bytes(self) -> int: ...
+    @property
     def id_bytes(self) -> int: ...
 
 
@@ -74,6 +76,8 @@ def read_json(body: bytes, limits: JsonLimits) -> Any:
     except ValueError as fault:
         raise _unreadable(str(fault), limits) from None
     _judge(value, limits)
+    if len(body) > limits.json_string_bytes:  # otherwise no string in it can be longer
+        _judge_strings(value, limits.json_string_bytes)
     return value
 
 
@@ -90,6 +94,8 @@ def as_message(value: Any, limits: JsonLimits) -> Message:
     if "method" not in raw:
         if identifier is None or ("result" in raw) == ("error" in raw):
             raise _invalid("a message has a method, or an id and either a result or an error")
+        if not (isinstance(raw.get("result"), dict) or _is_error(raw.get("error"))):
+            raise _invalid("a result is an object, an error one with a code and a message")
         return Message("response", "", identifier, {}, raw)
     method, params = raw["method"], raw.get("params")
     if not isinstance(method, str):
@@ -98,6 +104,14 @@ def as_message(value: Any, limits: JsonLimits) -> Message:
         raise _invalid("the params must be an object")
     known = cast("dict[str, Any]", params or {})
     return Message("notification" if identifier is None else "request", method, identifier, known, raw)
+
+
+def _is_error(value: Any) -> bool:
+    """JSON-RPC 2.0 section 5.1."""
+    if not isinstance(value, dict):
+        return False
+    code, message = (cast("dict[str, Any]", value).get(key) for key in ("code", "message"))
+    return isinstance(code, int) and not isinstance(code, bool) and isinstance(message, str)
 
 
 def _identifier(raw: dict[str, Any], limits: JsonLimits) -> RequestId:
@@ -134,6 +148,19 @@ def _judge(value: Any, limits: JsonLimits) -> None:
                 elif not isinstance(item, str):
                     _judge_number(item)
         level = below
+
+
+def _judge_strings(value: Any, most: int) -> None:
+    """Keys too. For a value that `_judge` has found shallow."""
+    if isinstance(value, dict):
+        for key, item in cast("dict[str, Any]", value).items():
+            _judge_strings(key, most)
+            _judge_strings(item, most)
+    elif isinstance(value, list):
+        for item in cast("list[Any]", value):
+            _judge_strings(item, most)
+    elif isinstance(value, str) and len(value) * 4 > most and len(value.encode()) > most:
+        raise _over("json_string_bytes", f"a string longer than {most} bytes")
 
 
 def _judge_number(item: Any) -> None:

@@ -27,7 +27,7 @@ from broker.model.directory import (
 from broker.model.hold import Review
 from broker.model.invocation import Admission, Intent, Invocation, InvocationQuery, Outcome
 from broker.model.principal import Principal
-from broker.model.quota import QuotaState
+from broker.model.quota import Charge, QuotaState
 from broker.model.tool import Tool
 
 
@@ -290,8 +290,16 @@ class Store(Protocol):
         """The exact arguments of an open hold, for its reviewer; None when it has ended."""
         ...
 
-    async def quotas(self, now_ms: int) -> list[QuotaState]:
-        """Every bucket that has something used or reserved now."""
+    async def quotas(self, now_ms: int, *, quota: str = "", after: str = "", limit: int = 1000) -> list[QuotaState]:
+        """Buckets that have something used or reserved now, of one quota or of all, by quota, bucket and kind.
+
+        after: the `place` of the last one of the page before. Repeated calls are among them while they are not let
+        through.
+        """
+        ...
+
+    async def left(self, charges: Sequence[Charge], now_ms: int) -> list[QuotaState]:
+        """How the buckets of these charges stand, in their order, nothing being taken; also those never used."""
         ...
 
     async def open_calls(self) -> OpenCalls:

@@ -122,3 +122,18 @@ def concurrency(limit: int, **change: Any) -> Charge:
         "window_ms": MINUTE,
     }
     return Charge(**{**fields, **change})
+
+
+def breaker(kind: str, limit: int, window_ms: int, cool_down_ms: int, **change: Any) -> Charge:
+    """kind: `repeat` or `errors`."""
+    fields: dict[str, Any] = {
+        "quota": kind,
+        "bucket": "agent=bot",
+        "kind": kind,
+        "limit": limit,
+        "amount": 1 if kind == "repeat" else 0,
+        "window_ms": window_ms,
+        "cool_down_ms": cool_down_ms,
+        "unit": "calls" if kind == "repeat" else "failures",
+    }
+    return Charge(**{**fields, **change})

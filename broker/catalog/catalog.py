@@ -21,7 +21,8 @@ from broker.model.principal import Principal
 from broker.model.quota import Charge
 from broker.model.tool import Tool
 from broker.policies.answer import Redaction, Shape
-from broker.policies.quota import Meter
+from broker.policies.bucket import Asked
+from broker.policies.quota import Meter, charges
 from broker.policies.rule import Finding, Rules, Verdict
 from broker.policies.toolset import Audience
 
@@ -74,17 +75,20 @@ class Entry:
         """Scopes, then rules; a call whose cost cannot be computed is denied too. Never raises."""
         verdict = self.rules.decide(principal, arguments, now_ms)
         if self.priced and verdict.outcome != "deny":
+            asked = Asked(principal, arguments, self.facts)
             for meter in self.priced:
-                if objection := meter.objection(principal, arguments, now_ms, self.facts):
+                if objection := meter.objection(asked, now_ms):
                     return Verdict("deny", f"quota/{meter.quota}", objection)
         return verdict
 
-    def charges(self, principal: Principal, arguments: Mapping[str, Any], now_ms: int) -> tuple[Charge, ...]:
+    def charges(
+        self, principal: Principal, arguments: Mapping[str, Any], now_ms: int, task: str = ""
+    ) -> tuple[Charge, ...]:
         """What this call takes from each quota that selects the tool. Raises Forbidden where `decide` would deny."""
         if not self.meters:
             return ()
         try:
-            return tuple(meter.charge(principal, arguments, now_ms, self.facts) for meter in self.meters)
+            return charges(self.meters, Asked(principal, arguments, self.facts, task), now_ms)
         except ValueError as error:
             raise Forbidden(f"Refused: what this call costs cannot be computed: {error}. Nothing was done.") from None
 
@@ -96,7 +100,7 @@ class Entry:
         ]
         findings += self.rules.explain(principal, arguments, now_ms)
         for meter in self.priced:
-            objection = meter.objection(principal, arguments, now_ms, self.facts)
+            objection = meter.objection(Asked(principal, arguments, self.facts), now_ms)
             findings.append(Finding(f"quota/{meter.quota}", "meter", not objection, bool(objection), objection))
         return tuple(findings)
 

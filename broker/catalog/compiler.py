@@ -162,7 +162,8 @@ class _Compilation:
         meter = quota.meter(spec)
         drafts = selector.selected(declared, spec, self.problems, self.notes)
         if meter.amount is not None:
-            said = _Said(declared, ("cost", "amount"), "cost.amount", meter.amount.references, "a required argument")
+            kind = "cost" if spec.cost is not None else "tokens"
+            said = _Said(declared, (kind, "amount"), f"{kind}.amount", meter.amount.references, "a required argument")
             self._judge(said, drafts)
         if spec.concurrency is not None:
             meter = self._leased(declared, meter, drafts)
@@ -241,7 +242,7 @@ class _Compilation:
         )
 
 
-_ANSWER = {"caps", "record", "redact", "result", "output"}
+_ANSWER = {"caps", "record", "redact", "result", "usage", "output"}
 
 
 def _deciding(entries: Mapping[str, Entry], *, has_toolsets: bool) -> tuple[Any, ...]:

@@ -126,7 +126,7 @@ def _draft(
         output_schema=output,
         checker=_checker(schema, "input", hidden=[name for name, _ in inject]),
         output=None if output is None else _checker(output, "output"),
-        answer=AnswerSpec(caps=override.caps, record=override.record, redact=override.redact),
+        answer=AnswerSpec(caps=override.caps, record=override.record, redact=override.redact, usage=override.usage),
         action=_action(kind, entry),
         action_said=entry,
         inject=inject,

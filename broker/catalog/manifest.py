@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, Field, create_model, model_valid
 from broker.document import Document, Loc
 from broker.errors import Problem
 from broker.model.tool import INJECTABLE, RecordMode, ToolEffect
-from broker.policies.answer import AnswerSpec, CapsSpec
+from broker.policies.answer import AnswerSpec, CapsSpec, Usage
 from broker.policies.quota import QuotaSpec
 from broker.policies.rule import PolicySpec
 from broker.policies.scope import Scope, ScopeSpec
@@ -106,6 +106,7 @@ class OverrideSpec(Spec):
     caps: CapsSpec = Field(default=CapsSpec(), description="Time and size limits.")
     record: RecordMode = Field(default="redacted", description="What records keep of the arguments.")
     redact: list[str] = Field(default=[], description="Further argument paths that records never keep.")
+    usage: Usage = Field(default={}, description="What a call has used: JMESPath over its structured content.")
     output: dict[str, Any] | None = Field(default=None, description="Output schema, instead of the server's.")
 
 

@@ -33,6 +33,7 @@ from broker.settings import Settings
 
 SCANNED = 2_000  # records looked through for one page of somebody who may see few of them
 _PAGE = 500
+SCANNED_BUCKETS, _PAGE_OF_BUCKETS = 20_000, 1_000  # the same for quotas
 REASON_CHARS = 1_000
 
 Authenticate = Callable[[str | None, str], Awaitable[Principal]]
@@ -44,6 +45,14 @@ class Page:
     """next: the `before` of the following page (`after`, where that was asked for), "" when this is the last."""
 
     items: tuple[Invocation, ...]
+    next: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """next: the `after` of the following page, "" when this is the last."""
+
+    items: tuple[QuotaState, ...]
     next: str = ""
 
 
@@ -127,10 +136,18 @@ class Office:
         exact = await self.store.held_arguments(invocation.call_id)
         return invocation.kept if exact is None else jiter.from_json(exact)
 
-    async def quotas(self, who: Principal) -> list[QuotaState]:
-        """What is used, of his own buckets; of all of his tenant for who oversees it."""
-        states = await self.store.quotas(self.clock.now_ms())
-        return [state for state in states if self._counts(who, _keys(state.bucket))]
+    async def quotas(self, who: Principal, *, quota: str = "", after: str = "", limit: int = 1000) -> Standing:
+        """What is used, of his own buckets; of all of his tenant for who oversees it. after: the `next` of a page."""
+        seen: list[QuotaState] = []
+        for _ in range(SCANNED_BUCKETS // _PAGE_OF_BUCKETS):
+            states = await self.store.quotas(self.clock.now_ms(), quota=quota, after=after, limit=_PAGE_OF_BUCKETS)
+            seen += [state for state in states if self._counts(who, _keys(state.bucket))]
+            if len(seen) > limit:
+                return Standing(tuple(seen[:limit]), seen[limit - 1].place)
+            if len(states) < _PAGE_OF_BUCKETS:
+                return Standing(tuple(seen))
+            after = states[-1].place
+        return Standing(tuple(seen), after)
 
     def _counts(self, who: Principal, keys: Mapping[str, str]) -> bool:
         if keys.get("tenant", person(who.tenant)) != person(who.tenant) or ("tenant" not in keys and who.tenant):

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from broker.model.invocation import Invocation
+from broker.model.quota import room
 
 # The stages of the call's sentence in its order, for records whose laps come in another.
 STAGES = ("authenticate", "resolve", "validate", "authorise", "admit", "dispatch", "inspect", "settle", "record")
@@ -85,7 +86,7 @@ def _steps(invocation: Invocation) -> Iterator[Step]:
         if stage in laps and stage != "dispatch":
             yield Step(stage, took_us=laps[stage], detail=invocation.rule if stage == "authorise" else "")
     for quota in invocation.quotas:
-        left = f"{quota.get('left')} of {quota.get('limit')} {quota.get('unit', 'calls')} left"
+        left = room(quota["left"], quota["limit"], quota["unit"])
         yield Step("quota", detail=f"{quota.get('quota')} [{quota.get('bucket')}]: {left}")
     if hold:
         yield Step("held", invocation.at_ms, detail=f"{hold.reason} (rule {invocation.rule})")

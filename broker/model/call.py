@@ -11,6 +11,9 @@ from broker.model.principal import Principal
 IDEMPOTENCY_META = "dev.broker/idempotencyKey"
 """Key of a request's `_meta`: the client's own name for this call, so that sending it again does not do it again."""
 
+TASK_META = "dev.broker/task"
+"""Key of a request's `_meta`: the task the caller says this call is part of. It names a bucket, and decides nothing."""
+
 Progress = Callable[[float, float | None, str | None], Awaitable[None]]
 """(progress, total, message); never raises for a caller that went away."""
 
@@ -39,6 +42,12 @@ class Call:
     def aside(self) -> str:
         """What records put before the name of what was not used itself; a person is never asked about these."""
         return "completion:" if self.completing is not None else "subscription:" if self.follow else ""
+
+    @property
+    def task(self) -> str:
+        """What the caller says this call is part of: a task by name, else its trace, else ""."""
+        named = self.meta.get(TASK_META)
+        return named if isinstance(named, str) else self.trace_id
 
     @property
     def trace_id(self) -> str:

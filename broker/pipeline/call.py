@@ -32,18 +32,16 @@ from broker.errors import (
     InvalidArguments,
     OutcomeUnknown,
     Overloaded,
-    OverQuota,
     RecordUnavailable,
     Unauthenticated,
     UnknownTool,
 )
 from broker.model.answer import Answer
-from broker.model.call import IDEMPOTENCY_META, Call
+from broker.model.call import TASK_META, Call
 from broker.model.invocation import Admission, Intent, Invocation, Outcome
 from broker.model.part import RESOURCE, Part
 from broker.model.principal import Principal
-from broker.model.quota import QuotaState
-from broker.pipeline import held_call, recorder, replay
+from broker.pipeline import held_call, limits, recorder, replay
 from broker.pipeline.desk import Desk
 from broker.pipeline.dispatch import GRACE_S, as_broker_error, dispatch
 from broker.pipeline.tally import Tally
@@ -51,6 +49,7 @@ from broker.policies.rule import Verdict
 from broker.ports import Backend, Clock, Store
 
 LATE_EVERY_S = 0.5
+MOST_TASK_CHARACTERS = 128
 
 log = structlog.get_logger("broker.call")
 
@@ -168,9 +167,10 @@ class Pipeline:
         began = perf_counter_ns()
         faults = entry.faults(call.arguments) if call.completing is None else ()  # only part of them is known then
         _lap(call, "validate", began)
-        if IDEMPOTENCY_META in call.meta:
+        if call.meta:
             try:
                 replay.key_of(call)
+                _check_task(call)
             except InvalidArguments as refusal:
                 raise await self._refuse(call, entry, refusal) from None
         if faults:
@@ -222,7 +222,7 @@ class Pipeline:
             at_ms=now_ms,
             policy_version=self._shelf.current.version,
             rule=verdict.rule,
-            charges=entry.charges(call.principal, call.arguments, now_ms),
+            charges=entry.charges(call.principal, call.arguments, now_ms, call.task),
             terms=verdict.terms if verdict.outcome == "hold" else None,
             key=replay.key_of(call) if call.meta else "",
         )
@@ -230,7 +230,8 @@ class Pipeline:
         _lap(call, "admit", began)
         self.tally.decided(call, entry, intent, admission.state)
         if admission.state == "denied":
-            raise _over_quota(call.name, admission.over)
+            assert admission.over is not None, "a denied admission says which quota"  # noqa: S101 – the port's promise
+            raise limits.refusal(call.name, admission.over)
         return admission
 
     async def _run(self, entry: Entry, call: Call, *, keep_result: bool) -> Answer:
@@ -331,6 +332,16 @@ def _unknown(call: Call) -> UnknownTool:
     return UnknownTool(f"Unknown {kind}: {name[:128]}")
 
 
+def _check_task(call: Call) -> None:
+    """Raises InvalidArguments."""
+    named = call.meta.get(TASK_META)
+    if named is not None and (not isinstance(named, str) or not 0 < len(named) <= MOST_TASK_CHARACTERS):
+        raise InvalidArguments(
+            f"Refused: `_meta` key {TASK_META} is not a text of 1 to {MOST_TASK_CHARACTERS} characters.",
+            next_step="Correct it and call again; nothing was done.",
+        )
+
+
 def _lap(call: Call, stage: str, began_ns: int) -> None:
     call.laps_us[stage] = call.laps_us.get(stage, 0) + (perf_counter_ns() - began_ns) // 1000
 
@@ -346,27 +357,6 @@ def _cancelled(*, begun: bool) -> BrokerError:
 def _held(admission: Admission) -> Invocation:
     assert admission.invocation is not None, "a held admission carries its invocation"  # noqa: S101 – the port's promise
     return admission.invocation
-
-
-def _over_quota(tool: str, over: QuotaState | None) -> OverQuota:
-    assert over is not None, "a denied admission says which quota"  # noqa: S101 – the port's promise
-    whose = f" for {over.bucket}" if over.bucket else ""
-    when = f"Try again in {_seconds(over.retry_after_ms)}." if over.retry_after_ms else "It will not fit later either."
-    return OverQuota(
-        f"Refused: quota {over.quota}{whose} is used up: {over.left} of {over.limit} {over.unit} left. "
-        f"{tool} was not sent.",
-        retry_after_ms=over.retry_after_ms,
-        next_step=when,
-        quota=over.quota,
-        bucket=over.bucket,
-        limit=over.limit,
-        left=over.left,
-        unit=over.unit,
-    )
-
-
-def _seconds(milliseconds: int) -> str:
-    return f"{max(1, -(-milliseconds // 1000))} s"
 
 
 def _not_recorded(outcome: Outcome) -> RecordUnavailable:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Annotated, Any, Self, cast
 
@@ -24,6 +24,7 @@ from broker.errors import AnswerWithheld
 from broker.model.answer import Answer
 from broker.model.canonical import canonical
 from broker.model.tool import RecordMode
+from broker.policies.amount import reported, unit_of
 from broker.policies.spec import Bytes, PolicyKind, Seconds, Spec
 
 _NO_JSON = "it holds what JSON cannot carry (a number beyond 64 bits, half of a character)"
@@ -52,6 +53,9 @@ def _path(text: str) -> str:
     return text
 
 
+Usage = dict[Annotated[str, Field(pattern=r"^(tokens|[A-Z]{3})$")], Annotated[str, AfterValidator(_jmespath)]]
+
+
 class CapsSpec(Spec):
     timeout: Seconds | None = Field(default=None, description="Total time of a call; at most the backend's.")
     result_bytes: Bytes = Field(default=DEFAULT_RESULT_BYTES, description="Largest result handed to the agent.")
@@ -73,6 +77,11 @@ class AnswerSpec(Spec):
         default=[], description="Further argument paths whose values records never keep, such as card.number."
     )
     result: ResultSpec = Field(default=ResultSpec(), description="What of the backend's answer is handed on.")
+    usage: Usage = Field(
+        default={},
+        description="What a call has used, for quotas that reserve: `tokens` or a currency, each with a JMESPath over "
+        "the decoded body, or over `_meta` beside it.",
+    )
     output: dict[str, Any] | None = Field(
         default=None, description="JSON Schema of the structured content; or {file: name.schema.json}."
     )
@@ -85,12 +94,14 @@ Faults = Callable[[Any], tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What an answer must be. faults: of the output schema; None: any structure will do."""
+    """What an answer must be. faults: of the output schema; None: any structure will do. usage: unit -> parsed JMESPath
+    of what the call has used."""
 
     most_bytes: int = DEFAULT_RESULT_BYTES
     select: Any = None  # a parsed JMESPath expression
     text: Any = None
     faults: Faults | None = None
+    usage: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
     def compile(cls, spec: AnswerSpec, faults: Faults | None = None) -> Self:
@@ -101,6 +112,7 @@ class Shape:
             select=None if chosen.select is None else jmespath.compile(_jmespath(chosen.select)),
             text=jmespath.compile(_jmespath(chosen.text)) if chosen.text else None,
             faults=faults,
+            usage={name: jmespath.compile(_jmespath(path)) for name, path in spec.usage.items()},
         )
 
     def inspect(self, answer: Answer) -> Answer:
@@ -108,6 +120,8 @@ class Shape:
 
         Raises AnswerWithheld (the effect is done): it cannot be selected from, does not fit its schema, or is too big.
         """
+        if self.usage:
+            answer = replace(answer, spent={**answer.spent, **self._spent(answer)})
         if not answer.is_error:
             if self.select is not None or self.text is not None:
                 answer = self._selected(answer)
@@ -115,6 +129,21 @@ class Shape:
                 self._conforms(answer)
         self._fits(answer)
         return answer
+
+    def _spent(self, answer: Answer) -> dict[str, int]:
+        """What the answer says in numbers; where it says nothing, or no number, the reserved estimate stands."""
+        body = _decoded(answer)
+        said: Any = {**cast("dict[str, Any]", body), "_meta": answer.meta} if isinstance(body, dict) else body
+        spent: dict[str, int] = {}
+        for name, path in self.usage.items():
+            unit = unit_of(name)
+            try:
+                used = reported(path.search(said), unit)
+            except JMESPathError:
+                continue
+            if used is not None:
+                spent[unit] = used
+        return spent
 
     def _selected(self, answer: Answer) -> Answer:
         try:

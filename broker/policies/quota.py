@@ -1,8 +1,6 @@
 """Quotas: what a call charges, to which bucket, against which limit. Counting them exactly is the store's.
 
-Amounts are integers. Money is exact: millionths of the currency, made from decimals and never from rounding; what is
-finer, negative, zero, not a number or absurdly large is refused, at load for a constant and by a denial of the call for
-a computed amount.
+What a call costs is in amount.py, whose bucket it is in bucket.py, where a calendar window begins in calendar.py.
 """
 
 from __future__ import annotations
@@ -10,54 +8,36 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, tzinfo
-from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from broker.document import nearest
-from broker.model.principal import Principal, person
+from broker.model.principal import person
 from broker.model.quota import Charge, QuotaKind
+from broker.policies.amount import (
+    TOKENS,
+    Money,
+    MoneyAmount,
+    Tokens,
+    TokensAmount,
+    counted,
+    is_decimal,
+    micro,
+    unit_of,
+)
+from broker.policies.bucket import CALLERS, Asked, Key, buckets, of_call
 from broker.policies.calendar import Period, window
 from broker.policies.expression import Expression, facts
 from broker.policies.spec import Name, PolicyKind, Seconds, Selection, Spec
 
 MAX_LIMIT = 1_000_000_000
-MAX_MICRO = 10**15  # a billion of any currency
+MAX_GROUPS = 16  # of one quota: each is a bucket that a call may be charged in
 LEASE_GRACE_S = 5.0  # how much longer than its call a reservation must live
 DEFAULT_LEASE_S = 60.0
 
-Key = Literal["agent", "user", "tenant", "tool", "backend"]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
-
-
-def micro(written: object) -> int:
-    """Millionths, 1 to 10^15, of a whole number, a float as it is written, or the text of a decimal.
-
-    Raises ValueError saying what is wrong: not a number, not finite, not above zero, finer than a millionth, too large.
-    """
-    if isinstance(written, bool) or not isinstance(written, (int, float, str)):
-        raise ValueError('expected a decimal such as 100.00 or "0.02"')  # noqa: TRY004 – the error pydantic collects
-    try:
-        amount = Decimal(written if isinstance(written, int) else str(written).strip())
-    except InvalidOperation:
-        raise ValueError('expected a decimal such as 100.00 or "0.02"') from None
-    if not amount.is_finite() or amount <= 0:
-        raise ValueError("an amount of money is finite and above zero")
-    if amount.adjusted() > 9:
-        raise ValueError("an amount of money is at most 1000000000")
-    exact = amount.scaleb(6)
-    if exact != exact.to_integral_value():
-        raise ValueError("an amount of money has at most six decimals")
-    if not 1 <= int(exact) <= MAX_MICRO:
-        raise ValueError("an amount of money is at most 1000000000")
-    return int(exact)
-
-
-def _money(written: object) -> object:
-    micro(written)
-    return str(written)
 
 
 def _zone(name: str) -> str:
@@ -74,26 +54,6 @@ def zone(name: str) -> tzinfo:
     return UTC if name == "UTC" else ZoneInfo(name)
 
 
-def _amount(written: object) -> object:
-    """A decimal, or a CEL expression over the call; compiled here so that its faults are reported at its place."""
-    if isinstance(written, (int, float)) and not isinstance(written, bool):
-        return _money(written)
-    if isinstance(written, str) and not _is_decimal(written):
-        Expression.compile(written, result="amount")
-        return written
-    return _money(written)
-
-
-def _is_decimal(text: str) -> bool:
-    try:
-        Decimal(text.strip())
-    except InvalidOperation:
-        return False
-    return True
-
-
-Money = Annotated[str, BeforeValidator(_money), WithJsonSchema({"type": ["string", "number"]})]
-Amount = Annotated[str, BeforeValidator(_amount), WithJsonSchema({"type": ["string", "number"]})]
 Zone = Annotated[str, AfterValidator(_zone)]
 
 
@@ -123,8 +83,37 @@ class CostSpec(Spec):
     limit: Money = Field(description="Most money in a calendar window, as a decimal.")
     per: Period = Field(description="The calendar window.")
     timezone: Zone = Field(default="UTC", description="Where days, weeks and months begin.")
-    amount: Amount = Field(description="What one call costs: a decimal, or a CEL expression such as args.amount.")
+    amount: MoneyAmount = Field(description="What one call costs: a decimal, or a CEL expression such as args.amount.")
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = Field(description="ISO 4217 code, such as EUR.")
+
+
+class TokensSpec(Spec):
+    limit: Tokens = Field(description="Most tokens in a calendar window.")
+    per: Period = Field(description="The calendar window.")
+    timezone: Zone = Field(default="UTC", description="Where days, weeks and months begin.")
+    amount: TokensAmount = Field(
+        description="What is reserved for one call: a number, or a CEL expression such as args.max_tokens. A tool that "
+        "reports its `usage` is charged what it used."
+    )
+
+
+class RepeatSpec(Spec):
+    limit: Annotated[int, Field(ge=2, le=10_000)] = Field(
+        description="So many calls of one tool with the same arguments within the window are a loop."
+    )
+    per: Seconds = Field(description="Length of the sliding window, such as 5m.")
+    cool_down: Seconds = Field(description="How long that call is then refused, such as 10m.")
+
+
+class ErrorsSpec(Spec):
+    limit: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        description="So many calls that failed within the window are a loop."
+    )
+    per: Seconds = Field(description="Length of the sliding window, such as 5m.")
+    cool_down: Seconds = Field(description="How long the bucket's calls are then refused, such as 10m.")
+
+
+_LIMITS = ("rate", "count", "concurrency", "cost", "tokens", "repeat", "errors")
 
 
 class QuotaSpec(Selection):
@@ -135,14 +124,30 @@ class QuotaSpec(Selection):
     count: CountSpec | None = Field(default=None, description="At most so many calls in a calendar window.")
     concurrency: ConcurrencySpec | None = Field(default=None, description="At most so many calls at once.")
     cost: CostSpec | None = Field(default=None, description="At most so much money in a calendar window.")
+    tokens: TokensSpec | None = Field(default=None, description="At most so many tokens in a calendar window.")
+    repeat: RepeatSpec | None = Field(default=None, description="Stop the same call again and again.")
+    errors: ErrorsSpec | None = Field(default=None, description="Stop calls that fail again and again.")
     by: list[Key] = Field(description="Whose bucket: any of these; [] is one bucket for all.")
+    groups: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(
+        default=[],
+        max_length=MAX_GROUPS,
+        description="With `group` in `by`: the groups that have a bucket. Who is in several is charged in each.",
+    )
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
-        if sum(part is not None for part in (self.rate, self.count, self.concurrency, self.cost)) != 1:
-            raise ValueError("a quota has exactly one of `rate`, `count`, `concurrency` and `cost`")
+        if sum(getattr(self, name) is not None for name in _LIMITS) != 1:
+            raise ValueError(f"a quota has exactly one of {', '.join(f'`{name}`' for name in _LIMITS)}")
         if len(set(self.by)) != len(self.by):
             raise ValueError("`by` names something twice")
+        return self
+
+    @model_validator(mode="after")
+    def _buckets(self) -> Self:
+        if ("group" in self.by) != bool(self.groups):
+            raise ValueError("`group` in `by` and a list of `groups` belong together")
+        if "task" in self.by and not CALLERS & set(self.by):
+            raise ValueError("callers choose their task: add `agent`, `user` or `tenant`, whose tasks are counted")
         return self
 
 
@@ -165,95 +170,107 @@ class Windows:
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """A compiled quota. Its `charge` is what the store is asked to take for one call."""
+    """A compiled quota. Its `charges` are what the store is asked to take for one call."""
 
     quota: str
     kind: QuotaKind
     limit: int
     by: tuple[Key, ...]
+    groups: frozenset[str] = frozenset()  # as `person` folds them
     unit: str = "calls"
-    width_ms: int = 0  # rate: the window. concurrency: the lease
+    width_ms: int = 0  # rate, repeat, errors: the window. concurrency: the lease
+    cool_down_ms: int = 0
     windows: Windows | None = None
     fixed: int = 1
     amount: Expression | None = None
 
-    def objection(self, caller: Principal, arguments: Mapping[str, Any], now_ms: int, tool: Mapping[str, str]) -> str:
+    def objection(self, asked: Asked, now_ms: int) -> str:
         """Why this call has no price, as a sentence; "" when it has one. Cheap for every quota but a computed cost."""
         if self.amount is None:
             return ""
         try:
-            self._price(caller, arguments, now_ms, tool)
+            self._price(asked, now_ms)
         except ValueError as error:
             return f"What this call costs cannot be computed: {error}."
         return ""
 
-    def charge(self, caller: Principal, arguments: Mapping[str, Any], now_ms: int, tool: Mapping[str, str]) -> Charge:
-        """tool: its `tool.*` values. Raises ValueError where `objection` says something."""
+    def charges(self, asked: Asked, now_ms: int) -> list[Charge]:
+        """One, or one for each group. Raises ValueError where `objection` says something."""
         starts, resets = self.windows.at(now_ms) if self.windows else (0, 0)
-        return Charge(
-            quota=self.quota,
-            bucket=bucket(self.by, caller, tool),
-            kind=self.kind,
-            limit=self.limit,
-            amount=self.fixed if self.amount is None else self._price(caller, arguments, now_ms, tool),
-            window_ms=self.width_ms,
-            starts_at_ms=starts,
-            resets_at_ms=resets,
-            unit=self.unit,
-        )
+        amount = self.fixed if self.amount is None else self._price(asked, now_ms)
+        return [
+            Charge(
+                quota=self.quota,
+                bucket=of_call(bucket, asked) if self.kind == "repeat" else bucket,
+                kind=self.kind,
+                limit=self.limit,
+                amount=amount,
+                window_ms=self.width_ms,
+                starts_at_ms=starts,
+                resets_at_ms=resets,
+                unit=self.unit,
+                cool_down_ms=self.cool_down_ms,
+            )
+            for bucket in buckets(self.by, self.groups, asked)
+        ]
 
-    def _price(self, caller: Principal, arguments: Mapping[str, Any], now_ms: int, tool: Mapping[str, str]) -> int:
+    def _price(self, asked: Asked, now_ms: int) -> int:
         assert self.amount is not None  # noqa: S101 – asked for computed amounts only
-        value = self.amount.amount(facts(self.amount.references.variables, tool, caller, arguments, now_ms))
+        variables = self.amount.references.variables
+        value = self.amount.amount(facts(variables, asked.tool, asked.caller, asked.arguments, now_ms))
         if value is None:
             raise ValueError("its expression gives no number")
-        return micro(value)
+        return counted(value, self.unit)
 
 
-def bucket(by: Sequence[Key], caller: Principal, tool: Mapping[str, str]) -> str:
-    """`agent=bot,tool=refund`. Spelling variants of a person's name are one bucket; who acts for no user is counted as
-    itself.
-    """
-    return ",".join(f"{key}={_escaped(_BUCKETS[key](caller, tool))}" for key in by)
-
-
-_BUCKETS: Mapping[Key, Callable[[Principal, Mapping[str, str]], str]] = {
-    "agent": lambda caller, _: person(caller.agent),
-    "user": lambda caller, _: person(caller.user) or f"agent:{person(caller.agent)}",
-    "tenant": lambda caller, _: person(caller.tenant),
-    "tool": lambda _, tool: tool["tool.name"],
-    "backend": lambda _, tool: tool["tool.backend"],
-}
-
-
-def _escaped(value: str) -> str:
-    """Values come from credentials: none may look like another bucket."""
-    return value.replace("%", "%25").replace(",", "%2C").replace("=", "%3D")
+def charges(meters: Sequence[Meter], asked: Asked, now_ms: int) -> tuple[Charge, ...]:
+    """What a call takes of all quotas that select its tool. Raises ValueError when a cost cannot be computed."""
+    return tuple(charge for one in meters for charge in one.charges(asked, now_ms))
 
 
 def meter(spec: QuotaSpec) -> Meter:
-    by = tuple(spec.by)
-    if spec.rate:
-        return Meter(spec.name, "rate", spec.rate.limit, by, width_ms=round(spec.rate.per * 1000))
-    if spec.count:
-        return Meter(spec.name, "count", spec.count.limit, by, windows=Windows(spec.count.per, spec.count.timezone))
-    if spec.concurrency:
-        lease_s = spec.concurrency.lease or DEFAULT_LEASE_S
-        return Meter(spec.name, "concurrency", spec.concurrency.limit, by, width_ms=round(lease_s * 1000))
-    cost = spec.cost
-    if cost is None:
-        raise ValueError("a quota has exactly one of `rate`, `count`, `concurrency` and `cost`")
-    constant = _is_decimal(cost.amount)
-    return Meter(
-        spec.name,
-        "cost",
-        micro(cost.limit),
-        by,
-        unit=f"{cost.currency.lower()}_micro",
-        windows=Windows(cost.per, cost.timezone),
-        fixed=micro(cost.amount) if constant else 1,
-        amount=None if constant else Expression.compile(cost.amount, result="amount"),
-    )
+    kind = next(name for name in _LIMITS if getattr(spec, name) is not None)
+    groups = frozenset(person(group) for group in spec.groups)
+    base = Meter(spec.name, "rate", 1, tuple(spec.by), groups)
+    return replace(base, **_PARTS[kind](getattr(spec, kind)))
+
+
+def _priced(limit: int, spec: CostSpec | TokensSpec, unit: str) -> dict[str, Any]:
+    constant = is_decimal(spec.amount)
+    return {
+        "kind": "cost",
+        "limit": limit,
+        "unit": unit,
+        "windows": Windows(spec.per, spec.timezone),
+        "fixed": counted(spec.amount, unit) if constant else 1,
+        "amount": None if constant else Expression.compile(spec.amount, result="amount"),
+    }
+
+
+def _breaker(kind: QuotaKind, spec: RepeatSpec | ErrorsSpec, **more: Any) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "limit": spec.limit,
+        "width_ms": round(spec.per * 1000),
+        "cool_down_ms": round(spec.cool_down * 1000),
+        **more,
+    }
+
+
+def _lease(spec: ConcurrencySpec) -> dict[str, Any]:
+    return {"kind": "concurrency", "limit": spec.limit, "width_ms": round((spec.lease or DEFAULT_LEASE_S) * 1000)}
+
+
+# Each way to limit, as the parts of a Meter.
+_PARTS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
+    "rate": lambda spec: {"kind": "rate", "limit": spec.limit, "width_ms": round(spec.per * 1000)},
+    "count": lambda spec: {"kind": "count", "limit": spec.limit, "windows": Windows(spec.per, spec.timezone)},
+    "concurrency": _lease,
+    "cost": lambda spec: _priced(micro(spec.limit), spec, unit_of(spec.currency)),
+    "tokens": lambda spec: _priced(spec.limit, spec, TOKENS),
+    "repeat": lambda spec: _breaker("repeat", spec),
+    "errors": lambda spec: _breaker("errors", spec, fixed=0, unit="failures"),
+}
 
 
 def leased(one: Meter, lease_s: float) -> Meter:

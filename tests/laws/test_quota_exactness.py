@@ -59,24 +59,28 @@ def test_the_sliding_window_decides_as_one_that_remembers_everything(
             now_ms += step_ms  # the clock may be set back
             charge = rate(limit, window_ms=window_ms, amount=amount)
             fits = reference.fits(now_ms, window_ms, limit, amount)
-            state, over = sliding.take(db, charge, now_ms)
-            assert over is not fits
+            seen = sliding.look(db, charge, now_ms)
+            state = seen.state(charge)
+            assert seen.fits is fits
             if fits:
+                sliding.put(db, charge, seen)
                 reference.take(now_ms, amount)
             at_ms = max([now_ms, *reference.units])
             assert state.left == limit - reference.inside(at_ms, window_ms)
-            if over and amount <= limit:
+            if not fits and amount <= limit:
                 assert reference.fits(now_ms + state.retry_after_ms, window_ms, limit, amount)
                 assert not reference.fits(now_ms + state.retry_after_ms - 1, window_ms, limit, amount)
-            elif over:
+            elif not fits:
                 assert state.retry_after_ms == 0
 
 
 def test_units_that_left_the_window_do_not_pile_up() -> None:
     with tables() as db:
         for number in range(500):
-            _, over = sliding.take(db, rate(10, window_ms=10), NOW + number)
-            assert not over
+            charge = rate(10, window_ms=10)
+            seen = sliding.look(db, charge, NOW + number)
+            assert seen.fits
+            sliding.put(db, charge, seen)
         (rows,) = db.execute("select count(*) from quota_rate").fetchone()
         assert rows < 10 + sliding.PRUNE + 2
 

@@ -13,25 +13,26 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from broker.model.hold import Review
 from broker.model.invocation import Admission
-from broker.model.quota import Charge, QuotaKind
+from broker.model.quota import Charge
 from broker.stores.sqlite import admission, hold, outcome
 from broker.stores.sqlite.database import connect
 from broker.stores.sqlite.ledger import Ledger
 from broker.stores.sqlite.schema import MIGRATIONS
 from broker.stores.sqlite.seal import Seal
 from broker.stores.sqlite.transaction import Transaction
-from tests.records import HOUR, NOW, concurrency, cost, count, held_intent, intent, rate
+from tests.records import HOUR, NOW, breaker, concurrency, cost, count, held_intent, intent, rate
 from tests.records import outcome as ended
 
-LIMIT, WINDOW = 6, 1000
-KINDS: tuple[QuotaKind, ...] = ("rate", "count", "cost", "concurrency")
+LIMIT, WINDOW, COOL = 6, 1000, 700
+BREAKERS = ("repeat", "errors")
+KINDS = ("rate", "count", "cost", "concurrency", "errors", "repeat 1", "repeat 2")  # the repeats are of two calls
 
 
 class Reference:
-    """Who has what: rate as a list of times, the others as call -> amount in each window."""
+    """Who has what: the sliding kinds as lists of times, the others as call -> amount in each window."""
 
     def __init__(self) -> None:
-        self.units: list[int] = []
+        self.units: dict[str, list[int]] = {}  # rate, errors, and each repeated call -> when
         self.taken: dict[tuple[str, int], dict[str, int]] = {}
 
     def window(self, kind: str, now: int) -> int:
@@ -41,21 +42,39 @@ class Reference:
         entered = [starts for one, starts in self.taken if one == kind and starts + WINDOW > now]
         return max([now // WINDOW * WINDOW, *entered])
 
+    def inside(self, kind: str, now: int) -> list[int]:
+        units = self.units.get(kind, [])
+        return [unit for unit in units if unit > max([now, *units]) - WINDOW]
+
+    def is_open(self, kind: str, now: int) -> bool:
+        """Whether a breaker lets nothing through: its last LIMIT units were within a window, the last not long ago."""
+        units = self.units.get(kind, [])
+        near = len(units) >= LIMIT and units[-LIMIT] > units[-1] - WINDOW
+        return near and now < units[-1] + COOL
+
     def left(self, kind: str, now: int) -> int:
-        if kind == "rate":
-            at = max([now, *self.units])
-            return LIMIT - sum(unit > at - WINDOW for unit in self.units)
+        if kind.startswith(BREAKERS) and self.is_open(kind, now):
+            return 0
+        if kind.startswith(("rate", *BREAKERS)):
+            return max(0, LIMIT - len(self.inside(kind, now)))
         # A backend may report more than was reserved: then nothing is left, not less than nothing.
         return max(0, LIMIT - sum(self.taken.get((kind, self.window(kind, now)), {}).values()))
 
+    def is_short(self, kind: str, amount: int, now: int) -> bool:
+        return self.is_open(kind, now) if kind.startswith(BREAKERS) else amount > self.left(kind, now)
+
     def short(self, wanted: dict[str, int], now: int) -> str:
-        return next((kind for kind, amount in wanted.items() if amount > self.left(kind, now)), "")
+        return next((kind for kind, amount in wanted.items() if self.is_short(kind, amount, now)), "")
+
+    def add(self, kind: str, amount: int, now: int) -> None:
+        units = self.units.setdefault(kind, [])
+        units += [max([now, *units])] * amount
 
     def take(self, call: str, wanted: dict[str, int], now: int) -> None:
         for kind, amount in wanted.items():
-            if kind == "rate":
-                self.units += [max([now, *self.units])] * amount
-            else:
+            if kind.startswith(("rate", "repeat")):
+                self.add(kind, amount, now)
+            elif kind != "errors":
                 self.taken.setdefault((kind, self.window(kind, now)), {})[call] = amount
 
     def change(self, call: str, kind: str, amount: int) -> None:
@@ -64,8 +83,11 @@ class Reference:
                 calls[call] = amount
 
 
-def charge(kind: QuotaKind, amount: int, now: int) -> Charge:
+def charge(name: str, amount: int, now: int) -> Charge:
     starts = now // WINDOW * WINDOW
+    kind, _, which = name.partition(" ")
+    if kind in BREAKERS:
+        return breaker(kind, LIMIT, WINDOW, COOL, bucket=f"agent=bot,call={which}")
     if kind == "rate":
         return rate(LIMIT, WINDOW, amount=amount)
     if kind == "concurrency":
@@ -89,6 +111,7 @@ class Quotas(RuleBasedStateMachine):
         self.now = NOW // WINDOW * WINDOW
         self.reference = Reference()
         self.running: list[str] = []
+        self.watched = set[str]()  # those whose failure counts
         self.held: dict[str, dict[str, int]] = {}  # call -> what it takes when it runs
 
     def teardown(self) -> None:
@@ -103,7 +126,8 @@ class Quotas(RuleBasedStateMachine):
         wanted=st.dictionaries(st.sampled_from(KINDS), st.integers(1, LIMIT + 1), min_size=1),
         waits=st.booleans(),
     )
-    def a_call_asks(self, wanted: dict[QuotaKind, int], waits: bool) -> None:
+    def a_call_asks(self, wanted: dict[str, int], waits: bool) -> None:
+        wanted = {kind: {"repeat": 1, "errors": 0}.get(kind.split()[0], amount) for kind, amount in wanted.items()}
         charges = tuple(charge(kind, amount, self.now) for kind, amount in wanted.items())
         arguments = {"n": self.db.total_changes}  # never those of another hold
         make = held_intent if waits else intent
@@ -111,17 +135,21 @@ class Quotas(RuleBasedStateMachine):
         told: Admission = admission.admit(self.tx, one)
         now_wanted = {kind: amount for kind, amount in wanted.items() if not (waits and kind == "concurrency")}
         short = self.reference.short({**now_wanted}, self.now)
-        assert (told.over.kind if told.over else "") == short
+        assert (told.over.kind if told.over else "") == short.split(" ")[0]
         if told.over:
             assert told.over.left == self.reference.left(short, self.now)
+            assert told.over.retry_after_ms > 0 or wanted[short] > LIMIT
             return
         self.reference.take(one.call_id, {**now_wanted}, self.now)
-        for state in told.quotas:
-            assert state.left == self.reference.left(state.kind, self.now)
+        for kind, state in zip(now_wanted, told.quotas, strict=True):
+            # What is told of a breaker that has just been tripped is how many were left, which is none.
+            assert state.left == self.reference.left(kind, self.now)
         if waits:
             self.held[one.call_id] = {kind: amount for kind, amount in wanted.items() if kind == "concurrency"}
         else:
             self.running.append(one.call_id)
+        if "errors" in wanted:
+            self.watched.add(one.call_id)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), effect=st.sampled_from(("none", "done", "unknown", "lost")), spent=st.integers(-1, 9))
@@ -133,6 +161,8 @@ class Quotas(RuleBasedStateMachine):
         else:
             state = {"none": "failed", "done": "succeeded", "unknown": "outcome_unknown"}[effect]
             outcome.finish(self.tx, ended(call, at_ms=self.now, state=state, effect=effect, spent=reported))
+        if call in self.watched and effect in ("none", "unknown"):
+            self.reference.add("errors", 1, self.now)
         self.reference.change(call, "concurrency", 0)
         if effect == "none":
             self.reference.change(call, "cost", 0)
@@ -159,7 +189,8 @@ class Quotas(RuleBasedStateMachine):
     @invariant()
     def the_tables_hold_what_the_reference_holds(self) -> None:
         rows = self.db.execute(
-            "select kind, starts_at_ms, used + reserved from quota_counter where kind <> 'rate'"
+            "select kind, starts_at_ms, used + reserved from quota_counter "
+            "where kind in ('count', 'cost', 'concurrency')"
         ).fetchall()
         held = {(kind, starts): taken for kind, starts, taken in rows}
         assert held == {key: sum(calls.values()) for key, calls in self.reference.taken.items()}

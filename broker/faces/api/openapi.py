@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from broker.faces.api.errors import STATUS
 from broker.faces.api.inputs import schema_of
 from broker.faces.api.operations import OPERATIONS, STATES, Operation
+from broker.model.quota import QuotaKind
 
 ALWAYS = ("malformed_request", "unauthenticated", "record_unavailable", "internal")
 
@@ -79,13 +80,14 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
     "Quota": _object(
         quota=_TEXT,
         bucket=_TEXT,
-        kind={"enum": ["rate", "count", "concurrency", "cost"]},
+        kind={"enum": list(get_args(QuotaKind))},
         limit=_COUNT,
         left={"type": "integer"},
         unit=_TEXT,
         resets_at_ms=_COUNT,
+        retry_after_ms=_COUNT,
     ),
-    "Quotas": _list("Quota"),
+    "Quotas": _list("Quota", next={"type": "string", "description": "`after` of the next page; empty on the last."}),
     "Tool": _object(
         name=_TEXT,
         inputSchema={"type": "object"},

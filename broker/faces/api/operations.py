@@ -85,7 +85,11 @@ async def get_invocation(asked: Asked) -> Any:
 
 
 async def list_quotas(asked: Asked) -> Any:
-    return {"items": [asdict(state) for state in await asked.office.quotas(asked.who)]}
+    given = asked.query
+    page = await asked.office.quotas(
+        asked.who, quota=given.get("quota", ""), after=given.get("after", ""), limit=given.get("limit", MOST)
+    )
+    return {"items": [asdict(state) for state in page.items], "next": page.next}
 
 
 async def list_tools(asked: Asked) -> Any:
@@ -160,6 +164,11 @@ _FILTERS: Mapping[str, Mapping[str, Any]] = {
     "since_ms": {**_TIME, "description": "Milliseconds since 1970, UTC."},
     "until_ms": {**_TIME, "description": "Milliseconds since 1970, UTC; not included."},
 }
+_OF_QUOTAS: Mapping[str, Mapping[str, Any]] = {
+    "quota": {**_TEXT, "description": "Only this one."},
+    "limit": {"type": "integer", "minimum": 1, "maximum": MOST, "default": MOST},
+    "after": {"type": "string", "maxLength": 2048, "description": "`next` of the page before."},
+}
 _REASON = {"reason": {"type": "string", "maxLength": 1000}}
 _DECIDING = ("forbidden", "unknown_hold", "conflict")
 
@@ -188,6 +197,9 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET", "/api/invocations/{id}", "getInvocation", "One call with its timeline.",
         get_invocation, "InvocationInFull", codes=("unknown_hold",),
     ),
-    Operation("GET", "/api/quotas", "listQuotas", "What is used of the quotas you may see.", list_quotas, "Quotas"),
+    Operation(
+        "GET", "/api/quotas", "listQuotas", "What is used of the quotas you may see, by quota and bucket.",
+        list_quotas, "Quotas", parameters=_OF_QUOTAS,
+    ),
     Operation("GET", "/api/catalog", "listTools", "The tools that exist for you.", list_tools, "Catalog"),
 )  # fmt: skip

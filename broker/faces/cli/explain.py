@@ -14,6 +14,7 @@ from broker.faces.cli.output import print_json, say, styled
 from broker.faces.text import safe
 from broker.faces.words import span
 from broker.model.part import RESOURCE
+from broker.model.quota import room, spoken
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,17 +126,14 @@ async def _stages(broker: Broker, caller: Principal, name: str, arguments: dict[
 
 async def _meter(broker: Broker, entry: Entry, caller: Principal, arguments: dict[str, Any], now_ms: int) -> list[Step]:
     """Each charge the call would be, against what is used now. A quota that is short is told, and decides the end."""
-    used = {(state.quota, state.bucket): state for state in await broker.store.quotas(now_ms)}
+    charges = entry.charges(caller, arguments, now_ms)
     steps: list[Step] = []
-    for charge in entry.charges(caller, arguments, now_ms):
-        state = used.get((charge.quota, charge.bucket))
-        left = state.left if state else charge.limit
-        again = f"; resets in {span(state.resets_at_ms - now_ms)}" if state and state.resets_at_ms > now_ms else ""
-        room = f"{left} of {charge.limit} {charge.unit} left"
-        why = f"{charge.quota} [{charge.bucket}]: takes {charge.amount}, {room}{again}"
-        steps.append(
-            {"stage": "meter", "outcome": "ok" if charge.amount <= left else "short", "quota": charge.quota, "why": why}
-        )
+    for charge, state in zip(charges, await broker.store.left(charges, now_ms), strict=True):
+        short = charge.amount > state.left or state.retry_after_ms > 0
+        again = f"; resets in {span(state.resets_at_ms - now_ms)}" if state.resets_at_ms > now_ms else ""
+        takes = spoken(charge.amount, charge.unit)[0]
+        why = f"{charge.quota} [{charge.bucket}]: takes {takes}, {room(state.left, charge.limit, charge.unit)}{again}"
+        steps.append({"stage": "meter", "outcome": "short" if short else "ok", "quota": charge.quota, "why": why})
     return steps
 
 

@@ -10,6 +10,7 @@ from broker.faces.cli.output import stamp, styled
 from broker.faces.text import rendered, safe
 from broker.faces.words import EFFECTS, STAGES, span, who, why
 from broker.model.invocation import Invocation, InvocationQuery
+from broker.model.quota import room
 
 if TYPE_CHECKING:
     from broker.faces.cli.records import Reader
@@ -81,7 +82,7 @@ def _timeline(invocation: Invocation) -> list[str]:
     if invocation.rule:
         lines.append(f"{'':23}decided by {safe(invocation.rule)}")
     for quota in invocation.quotas:
-        left = f"{quota.get('left')} of {quota.get('limit')} {quota.get('unit', 'calls')} left"
+        left = room(quota["left"], quota["limit"], quota["unit"])
         lines.append(safe(f"{'':23}quota {quota.get('quota')} [{quota.get('bucket')}]: {left}"))
     if hold:
         lines.append(f"{'':23}{styled('held', 'held')}: {safe(hold.reason)} (until {stamp(hold.expires_at_ms)})")

@@ -142,9 +142,23 @@ class RemoteStore:
         still_open = found is not None and found.get("state") in ("held", "approved")
         return orjson.dumps(found["arguments"]) if found is not None and still_open else None
 
-    async def quotas(self, now_ms: int) -> list[QuotaState]:  # noqa: ARG002 – the remote broker's clock counts
-        found = await self._api.get("/quotas") or {}
-        return [_made(QuotaState, one) for one in found.get("items", ())]
+    async def quotas(
+        self,
+        now_ms: int,  # noqa: ARG002 – the remote broker's clock counts
+        *,
+        quota: str = "",
+        after: str = "",
+        limit: int = 1000,
+    ) -> list[QuotaState]:
+        made: list[QuotaState] = []
+        while len(made) < limit:
+            asked = {"quota": quota, "after": after, "limit": str(min(PAGE, limit - len(made)))}
+            found = await self._api.get("/quotas", {name: value for name, value in asked.items() if value}) or {}
+            made += [_made(QuotaState, one) for one in found.get("items", ())]
+            after = found.get("next", "")
+            if not after:
+                break
+        return made
 
     async def changed(self, timeout_s: float) -> bool:
         await anyio.sleep(min(timeout_s, LOOK_EVERY_S))

@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from broker.faces.text import safe
 from broker.faces.words import count, span, who, why
+from broker.model.quota import QuotaState, room
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -59,7 +60,7 @@ def environment() -> Environment:
         finalize=_shown,
     )
     filters = cast("dict[str, Any]", made.filters)  # typed as Jinja's own filters only
-    filters.update(span=span, stamp=_stamp, count=count, who=who, why=why)
+    filters.update(span=span, stamp=_stamp, room=_room, count=count, who=who, why=why)
     return made
 
 
@@ -71,6 +72,10 @@ def page(template: str, *, status: int = 200, **values: Any) -> Response:
 @cache
 def static(name: str) -> bytes:
     return (files("broker.faces.console") / "static" / name).read_bytes()
+
+
+def _room(state: QuotaState) -> str:
+    return room(state.left, state.limit, state.unit)
 
 
 def _stamp(at_ms: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from broker.errors import Conflict
 from broker.model.canonical import canonical, digest_of
 from broker.model.invocation import Admission, Intent, Invocation
-from broker.model.quota import QuotaState
+from broker.model.quota import QuotaState, room
 from broker.stores.sqlite import hold, idempotency, quota
 from broker.stores.sqlite.transaction import Transaction
 
@@ -84,7 +84,7 @@ def _hold(tx: Transaction, intent: Intent) -> Admission:
 
 def _over(tx: Transaction, intent: Intent, over: QuotaState) -> Admission:
     whose = f" for {over.bucket}" if over.bucket else ""
-    message = f"Quota {over.quota}{whose}: {over.left} of {over.limit} {over.unit} left."
+    message = f"Quota {over.quota}{whose}: {room(over.left, over.limit, over.unit)}."
     _write(tx, intent, "denied", states=(over,), refusal=("over_quota", "admit", message))
     return Admission("denied", quotas=(over,), over=over)
 

@@ -32,7 +32,13 @@ def finish(tx: Transaction, outcome: Outcome) -> None:
         return
     quotas, held = row
     if quotas != "[]" or held:
-        quota.settle(tx, outcome.call_id, ran=outcome.effect != "none", spent=outcome.spent)
+        quota.settle(
+            tx,
+            outcome.call_id,
+            ran=outcome.effect != "none",
+            spent=outcome.spent,
+            failed_at_ms=None if outcome.state == "succeeded" else outcome.at_ms,
+        )
     if held:
         hold.forget_arguments(tx, outcome.call_id)
         tx.urgent = True

@@ -1,7 +1,7 @@
 """Charging quotas inside the admitting transaction, and giving back or settling what was reserved.
 
 The transaction is exclusive (`begin immediate`), so what is read here is true until it commits, for any number of
-processes on the file. All charges of an intent are taken or none: more than one goes behind a savepoint.
+processes on the file. All charges of an intent are taken or none: each bucket is looked at before the first is written.
 
 What each kind takes, and when it ends:
 
@@ -11,8 +11,10 @@ What each kind takes, and when it ends:
 | count | `used` | stays: the backend was asked | given back |
 | cost | `reserved`, the estimate | `used`: reported, else the estimate; nothing if nothing was sent | given back |
 | concurrency | `reserved`; a held call takes it when it runs | given back | – |
+| repeat | one unit in the sliding window of this very call | stays | stays: it limits asking |
+| errors | nothing | one unit in the sliding window, if it failed | – |
 
-A bucket's time never goes back: a rate bucket goes on from the latest time it has seen, and a calendar charge of a
+A bucket's time never goes back: a sliding window goes on from the latest time it has seen, and a calendar charge of a
 window before the latest one counts in the latest. So a clock that is behind, or was set back, gives no second window.
 """
 
@@ -20,35 +22,36 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from broker.model.quota import Charge, QuotaState
-from broker.stores.sqlite import rate
+from broker.model.quota import Charge, QuotaKind, QuotaState
+from broker.stores.sqlite import rate, repeat
+from broker.stores.sqlite.look import Look
 from broker.stores.sqlite.transaction import Transaction
 
 CONCURRENCY_RETRY_MS = 1000  # nobody knows when a call will end; a second is worth asking again
+MOST = 2**62  # nothing is counted beyond, so that a sum stays an integer of SQLite's
 
-_LATER = """select starts_at_ms, resets_at_ms from quota_counter
-    where quota = ? and bucket = ? and kind = ? and starts_at_ms > ? and resets_at_ms > ?
-    order by starts_at_ms desc limit 1"""
+# The window a charge counts in: its own, or a later one that the bucket has already entered.
+_WINDOW = """select starts_at_ms, resets_at_ms, used + reserved from quota_counter
+    where quota = ?1 and bucket = ?2 and kind = ?3
+    and (starts_at_ms = ?4 or (starts_at_ms > ?4 and resets_at_ms > ?5)) order by starts_at_ms desc limit 1"""
 
-_TAKEN = """select used + reserved from quota_counter
-    where quota = ? and bucket = ? and kind = ? and starts_at_ms = ?"""
-
-# A first charge inserts; its amount is known to be within the limit. Any other updates, if there is room.
 _TAKE = """insert into quota_counter (quota, bucket, kind, starts_at_ms, resets_at_ms, unit, most, window_ms, used,
         reserved, touched_at_ms)
     values (?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)
     on conflict (quota, bucket, kind, starts_at_ms) do update
     set used = used + excluded.used, reserved = reserved + excluded.reserved, most = excluded.most,
-        unit = excluded.unit, touched_at_ms = max(touched_at_ms, excluded.touched_at_ms)
-    where quota_counter.used + quota_counter.reserved + excluded.used + excluded.reserved <= excluded.most"""
+        unit = excluded.unit, touched_at_ms = max(touched_at_ms, excluded.touched_at_ms)"""
 
 _RESERVE = """insert into reservation (call_id, quota, bucket, kind, starts_at_ms, unit, amount)
     values (?, ?, ?, ?, ?, ?, ?)
     on conflict (call_id, quota, bucket, kind) do update set amount = amount + excluded.amount"""
 
-_SETTLE = """update quota_counter set used = max(0, used + ?), reserved = max(0, reserved - ?)
+_SETTLE = """update quota_counter set used = max(0, min(?, used + ?)), reserved = max(0, reserved - ?)
     where quota = ? and bucket = ? and kind = ? and starts_at_ms = ?"""
+
+_RESERVING = frozenset({"cost", "concurrency", "errors"})
 
 
 def charge(
@@ -56,53 +59,64 @@ def charge(
 ) -> tuple[tuple[QuotaState, ...], QuotaState | None]:
     """Take all charges, or none: the states after, and the first quota that is short.
 
-    held: the call waits for a person; its count charges can be given back. Raises ValueError for a negative amount.
+    charges: each of another bucket. held: the call waits for a person; its count charges can be given back. Raises
+    ValueError for a negative amount, or two charges of one bucket.
     """
     if any(one.amount < 0 for one in charges):
         raise ValueError("a charge below zero")
-    if len(charges) == 1:
-        state, over = _take(tx, charges[0], call_id, now_ms, held=held)
-        return (state,), state if over else None
-    tx.db.execute("savepoint charges")
+    if len(charges) > 1 and len({(one.quota, one.bucket, one.kind) for one in charges}) < len(charges):
+        raise ValueError("two charges of one bucket")
+    looks: list[Look] = []
+    for one in charges:
+        seen = _look(tx.db, one, now_ms)
+        if not seen.fits:
+            state = seen.state(one)
+            return (state,), state
+        looks.append(seen)
+    for one, seen in zip(charges, looks, strict=True):
+        _put(tx.db, one, seen, now_ms)
+        if one.kind in _RESERVING or (held and one.kind == "count"):
+            key = (call_id, one.quota, one.bucket, one.kind, seen.starts_at_ms, one.unit, one.amount)
+            tx.db.execute(_RESERVE, key)
+    return tuple(seen.state(one) for one, seen in zip(charges, looks, strict=True)), None
+
+
+def left(db: sqlite3.Connection, charges: Sequence[Charge], now_ms: int) -> list[QuotaState]:
+    """How these buckets stand, nothing being taken. retry_after_ms > 0: no more fits, and when it is worth asking."""
     states: list[QuotaState] = []
     for one in charges:
-        state, over = _take(tx, one, call_id, now_ms, held=held)
-        if over:
-            tx.db.execute("rollback to charges")
-            tx.db.execute("release charges")
-            return (state,), state
-        states.append(state)
-    tx.db.execute("release charges")
-    return tuple(states), None
+        least = replace(one, amount=min(1, one.amount))
+        seen = _look(db, least, now_ms)
+        states.append(replace(seen.state(least), left=max(0, seen.left)))
+    return states
 
 
-def _take(tx: Transaction, one: Charge, call_id: str, now_ms: int, *, held: bool) -> tuple[QuotaState, bool]:
-    """One charge: the state after it, or as it is now and True when it is short."""
+def _look(db: sqlite3.Connection, one: Charge, now_ms: int) -> Look:
     if one.kind == "rate":
-        return rate.take(tx.db, one, now_ms)
-    reserves = one.kind in ("cost", "concurrency")
-    starts, resets = _window(tx.db, one, now_ms)
-    key = (one.quota, one.bucket, one.kind, starts)
-    fits = False
-    if one.amount <= one.limit:
-        used, reserved = (0, one.amount) if reserves else (one.amount, 0)
-        taking = (*key, resets, one.unit, one.limit, used, reserved, now_ms)
-        fits = tx.db.execute(_TAKE, taking).rowcount == 1
-    taken = tx.db.execute(_TAKEN, key).fetchone()
-    left = one.limit - (taken[0] if taken else 0)
-    if not fits:
-        return _state(one, left, resets, _retry_after(one, resets, now_ms)), True
-    if reserves or held:
-        tx.db.execute(_RESERVE, (call_id, one.quota, one.bucket, one.kind, starts, one.unit, one.amount))
-    return _state(one, left, resets), False
+        return rate.look(db, one, now_ms)
+    if one.kind in ("repeat", "errors"):
+        return repeat.look(db, one, now_ms)
+    return _calendar(db, one, now_ms)
 
 
-def _window(db: sqlite3.Connection, one: Charge, now_ms: int) -> tuple[int, int]:
-    """The calendar window a charge counts in: its own, or a later one that the bucket has already entered."""
-    if one.kind == "concurrency":
-        return 0, 0
-    later = db.execute(_LATER, (one.quota, one.bucket, one.kind, one.starts_at_ms, now_ms)).fetchone()
-    return (later[0], later[1]) if later else (one.starts_at_ms, one.resets_at_ms)
+def _put(db: sqlite3.Connection, one: Charge, seen: Look, now_ms: int) -> None:
+    if one.kind == "errors":
+        repeat.watch(db, one, seen)
+    elif one.kind in ("rate", "repeat"):
+        rate.put(db, one, seen)
+    else:
+        used, reserved = (one.amount, 0) if one.kind == "count" else (0, one.amount)
+        window = (seen.starts_at_ms, seen.resets_at_ms)
+        db.execute(_TAKE, (one.quota, one.bucket, one.kind, *window, one.unit, one.limit, used, reserved, now_ms))
+
+
+def _calendar(db: sqlite3.Connection, one: Charge, now_ms: int) -> Look:
+    """count and cost; concurrency is one window without an end."""
+    found = db.execute(_WINDOW, (one.quota, one.bucket, one.kind, one.starts_at_ms, now_ms)).fetchone()
+    starts, resets, taken = found or (one.starts_at_ms, one.resets_at_ms, 0)
+    room = one.limit - taken
+    fits = one.amount <= room
+    return Look(fits, room, 0 if fits else _retry_after(one, resets, now_ms), starts, resets)
 
 
 def _retry_after(one: Charge, resets_at_ms: int, now_ms: int) -> int:
@@ -112,38 +126,37 @@ def _retry_after(one: Charge, resets_at_ms: int, now_ms: int) -> int:
     return CONCURRENCY_RETRY_MS if one.kind == "concurrency" else max(1, resets_at_ms - now_ms)
 
 
-def _state(one: Charge, left: int, resets_at_ms: int, retry_after_ms: int = 0) -> QuotaState:
-    return QuotaState(
-        quota=one.quota,
-        bucket=one.bucket,
-        kind=one.kind,
-        limit=one.limit,
-        left=max(0, left),
-        unit=one.unit,
-        retry_after_ms=retry_after_ms,
-        resets_at_ms=resets_at_ms,
-    )
-
-
-def settle(tx: Transaction, call_id: str, *, ran: bool, spent: Mapping[str, int] | None = None) -> int:
+def settle(
+    tx: Transaction,
+    call_id: str,
+    *,
+    ran: bool,
+    spent: Mapping[str, int] | None = None,
+    failed_at_ms: int | None = None,
+) -> int:
     """Free what a call has reserved; how many reservations there were.
 
     ran: the backend was, or may have been, asked. spent: what it reported, by unit; other units cost their estimate.
+    failed_at_ms: it ended badly, for quotas of errors.
     """
     reported: Mapping[str, int] = spent or {}
-    rows: list[tuple[str, str, str, int, str, int]] = tx.db.execute(
+    rows: list[tuple[str, str, QuotaKind, int, str, int]] = tx.db.execute(
         "select quota, bucket, kind, starts_at_ms, unit, amount from reservation where call_id = ?", (call_id,)
     ).fetchall()
     if rows:
         tx.db.execute("delete from reservation where call_id = ?", (call_id,))
     for quota, bucket, kind, starts_at_ms, unit, amount in rows:
+        if kind == "errors":
+            if failed_at_ms is not None:
+                repeat.failed(tx.db, quota, bucket, kind, failed_at_ms)
+            continue
         used, reserved = 0, amount
         if kind == "count":
             used, reserved = (0 if ran else -amount), 0
         elif kind == "cost" and ran:
-            used = max(0, reported.get(unit, amount))
+            used = min(MOST, max(0, reported.get(unit, amount)))
         if used or reserved:
-            tx.db.execute(_SETTLE, (used, reserved, quota, bucket, kind, starts_at_ms))
+            tx.db.execute(_SETTLE, (MOST, used, reserved, quota, bucket, kind, starts_at_ms))
     return len(rows)
 
 
@@ -152,19 +165,31 @@ def spend_counts(tx: Transaction, call_id: str) -> None:
     tx.db.execute("delete from reservation where call_id = ? and kind = 'count'", (call_id,))
 
 
-def standing(db: sqlite3.Connection, now_ms: int) -> list[QuotaState]:
-    """Every bucket that has something used or reserved now, by quota and bucket."""
+# Of the sliding kinds those that may hold something; of the others those whose window is not over.
+_STANDING = """select quota, bucket, kind, resets_at_ms, unit, most, window_ms, used + reserved, cool_down_ms
+    from quota_counter where (quota, bucket, kind) > (?1, ?2, ?3) and (?4 = '' or quota = ?4)
+    and case when kind in ('rate', 'repeat', 'errors') then touched_at_ms + max(window_ms, cool_down_ms) > ?5
+        else used + reserved > 0 and (resets_at_ms > ?5 or resets_at_ms = 0) end
+    order by quota, bucket, kind"""
+
+
+def standing(db: sqlite3.Connection, now_ms: int, *, quota: str = "", after: str = "", limit: int) -> list[QuotaState]:
+    """The first `limit` buckets after this one that have something used or reserved now, by quota, bucket and kind. Of
+    calls that were repeated, those that are not let through for now."""
     found: list[QuotaState] = []
-    rows = db.execute(
-        """select quota, bucket, kind, resets_at_ms, unit, most, window_ms, used, reserved, touched_at_ms
-        from quota_counter where kind = 'rate' or (used + reserved > 0 and (resets_at_ms > ? or resets_at_ms = 0))
-        order by quota, bucket, kind""",
-        (now_ms,),
-    ).fetchall()
-    for quota, bucket, kind, resets_at_ms, unit, most, window_ms, used, reserved, touched_at_ms in rows:
-        taken = used + reserved
-        if kind == "rate":
-            taken -= rate.outside(db, quota, bucket, used, max(now_ms, touched_at_ms) - window_ms)
+    name, kind, bucket = (*after.split(":", 2), "", "")[:3]
+    start = max((name, bucket, kind), (quota, "", ""))
+    for name, bucket, kind, resets_at_ms, unit, most, window_ms, taken, cool_down_ms in db.execute(
+        _STANDING, (*start, quota, now_ms)
+    ):
+        wait_ms = 0
+        if kind in ("rate", "repeat", "errors"):
+            one = Charge(name, bucket, kind, most, window_ms=window_ms, cool_down_ms=cool_down_ms)
+            log = rate.opened(db, one, now_ms)
+            wait_ms = repeat.cooling_ms(db, one, log.total, now_ms) if kind != "rate" else 0
+            taken = most if wait_ms else 0 if kind == "repeat" else log.left  # noqa: PLW2901
         if taken > 0:
-            found.append(QuotaState(quota, bucket, kind, most, max(0, most - taken), unit, 0, resets_at_ms))
+            found.append(QuotaState(name, bucket, kind, most, max(0, most - taken), unit, wait_ms, resets_at_ms))
+            if len(found) == limit:
+                break
     return found

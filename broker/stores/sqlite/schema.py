@@ -167,3 +167,20 @@ def tables(database: Database) -> None:
 def idempotency(database: Database) -> None:
     for statement in _IDEMPOTENCY:
         database.conn.execute(statement)
+
+
+# Breakers: how long nothing is let through. The indexes find counters that are kept no longer: those of sliding windows
+# a week after their last use, so that no clock that was wrong loses one; those of repeated calls, of which there may be
+# one for each call, after an hour.
+IDLE_AT = """touched_at_ms + window_ms + cool_down_ms + case kind when 'repeat' then 3600000 else 604800000 end"""
+_BREAKERS = (
+    "alter table quota_counter add column cool_down_ms integer not null default 0",
+    f"create index quota_idle on quota_counter ({IDLE_AT}) where kind in ('rate', 'repeat', 'errors')",
+    "create index quota_over on quota_counter (resets_at_ms) where kind in ('count', 'cost') and reserved = 0",
+)
+
+
+@MIGRATIONS()
+def breakers(database: Database) -> None:
+    for statement in _BREAKERS:
+        database.conn.execute(statement)

@@ -8,7 +8,7 @@ WAL and the liveness locks need the same kernel.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
@@ -20,9 +20,10 @@ from uuid_utils import uuid7
 from broker.errors import RecordUnavailable
 from broker.model.hold import Review
 from broker.model.invocation import OPEN, Admission, Intent, Invocation, InvocationQuery, Outcome
-from broker.model.quota import QuotaState
+from broker.model.quota import Charge, QuotaState
 from broker.ports import Claimed, Clock, Collected, Load, OpenCalls, Swept
-from broker.stores.sqlite import admission, hold, liveness, outcome, queries, quota, sweep
+from broker.stores.sqlite import admission, hold, liveness, outcome, queries, sweep
+from broker.stores.sqlite import quota as quotas
 from broker.stores.sqlite.database import connect, migrate, unavailable
 from broker.stores.sqlite.ledger import RESERVED
 from broker.stores.sqlite.pulse import Pulse
@@ -36,6 +37,7 @@ R = TypeVar("R")
 READERS = 4
 PATIENCE_S = 2.0
 TIDY_EVERY_S = 60.0
+TIDY_ROUNDS = 50
 
 
 class SqliteStore:
@@ -141,7 +143,9 @@ class SqliteStore:
         leases += await self.writer.run(sweep.free_orphans, sweep.CHUNK)
         if monotonic() >= self._tidy_at:
             self._tidy_at = monotonic() + TIDY_EVERY_S
-            await self.writer.run(sweep.tidy, now_ms)
+            for _ in range(TIDY_ROUNDS):  # each a job of its own: calls go between them
+                if await self.writer.run(sweep.tidy, now_ms) < sweep.CHUNK:
+                    break
         return Swept(expired=tuple(expired), outcome_unknown=tuple(lost), leases=leases)
 
     async def _bury_the_dead(self, now_ms: int) -> None:
@@ -173,8 +177,11 @@ class SqliteStore:
     async def result(self, call_id: str) -> bytes | None:
         return await self._read(lambda db: self._unsealed(db, call_id, "result"))
 
-    async def quotas(self, now_ms: int) -> list[QuotaState]:
-        return await self._read(lambda db: quota.standing(db, now_ms))
+    async def quotas(self, now_ms: int, *, quota: str = "", after: str = "", limit: int = 1000) -> list[QuotaState]:
+        return await self._read(lambda db: quotas.standing(db, now_ms, quota=quota, after=after, limit=limit))
+
+    async def left(self, charges: Sequence[Charge], now_ms: int) -> list[QuotaState]:
+        return await self._read(lambda db: quotas.left(db, charges, now_ms))
 
     async def open_calls(self) -> OpenCalls:
         return await self._read(queries.open_calls)

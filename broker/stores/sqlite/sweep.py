@@ -8,15 +8,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from broker.model.invocation import Invocation
+from broker.model.quota import QuotaKind
 from broker.stores.sqlite import idempotency, outcome, quota, rate
 from broker.stores.sqlite.ledger import heads
 from broker.stores.sqlite.liveness import is_dead
+from broker.stores.sqlite.schema import IDLE_AT
 from broker.stores.sqlite.transaction import Transaction
 
 CHUNK = 200
 RESULT_AFTER_COLLECTED_MS = 3_600_000  # an hour, for a caller whose connection broke while it was told
 RESULT_UNCOLLECTED_MS = 30 * 86_400_000
 COUNTER_KEPT_MS = 7 * 86_400_000  # counters of windows gone by: longer than clocks are wrong
+ROWS = 2_000  # of one sliding window, deleted in one go
+
+_IDLE = f"""select quota, bucket, kind from quota_counter indexed by quota_idle
+    where kind in ('rate', 'repeat', 'errors') and {IDLE_AT} < ? limit ?"""  # noqa: S608 – a constant of the schema
+_FORGET = """delete from quota_rate where quota = ? and bucket = ? and position in (
+    select position from quota_rate where quota = ? and bucket = ? order by position limit ?)"""
 
 
 def dead_writers(path: Path, writers: list[tuple[str, int]], now_ms: int) -> list[str]:
@@ -76,29 +84,20 @@ def tidy(tx: Transaction, now_ms: int) -> int:
     ).rowcount
     if results:
         tx.ledger.append("payloads_deleted", "", now_ms, {"part": "result", "rows": results})
-    counters = tx.db.execute(
+    return keys + results + _tidy_counters(tx, now_ms)
+
+
+def _tidy_counters(tx: Transaction, now_ms: int) -> int:
+    """Counters of windows long gone, and sliding windows that nobody uses any more: oldest first, by their indexes."""
+    over = tx.db.execute(
         """delete from quota_counter where (quota, bucket, kind, starts_at_ms) in (
-            select quota, bucket, kind, starts_at_ms from quota_counter where kind in ('count', 'cost')
-            and reserved = 0 and resets_at_ms < ? limit ?)""",
+            select quota, bucket, kind, starts_at_ms from quota_counter indexed by quota_over
+            where kind in ('count', 'cost') and reserved = 0 and resets_at_ms < ? limit ?)""",
         (now_ms - COUNTER_KEPT_MS, CHUNK),
     ).rowcount
-    return keys + results + counters + _tidy_rates(tx, now_ms)
-
-
-def _tidy_rates(tx: Transaction, now_ms: int) -> int:
-    """Old units of buckets that nobody uses any more, and in the end the buckets."""
-    idle = tx.db.execute(
-        """select c.quota, c.bucket, c.window_ms, c.touched_at_ms from quota_counter c
-        where c.kind = 'rate' and c.touched_at_ms + c.window_ms < ?1 and (c.touched_at_ms + c.window_ms + ?2 < ?1
-        or exists (select 1 from quota_rate r where r.quota = c.quota and r.bucket = c.bucket)) limit ?3""",
-        (now_ms, COUNTER_KEPT_MS, CHUNK),
-    ).fetchall()
-    gone = 0
-    for name, bucket, window_ms, touched_at_ms in idle:
-        pruned = rate.prune(tx.db, name, bucket, now_ms - window_ms, CHUNK)
-        if not pruned and touched_at_ms + window_ms + COUNTER_KEPT_MS < now_ms:
-            gone += tx.db.execute(
-                "delete from quota_counter where quota = ? and bucket = ? and kind = 'rate'", (name, bucket)
-            ).rowcount
-        gone += pruned
-    return gone
+    idle: list[tuple[str, str, QuotaKind]] = tx.db.execute(_IDLE, (now_ms, CHUNK)).fetchall()
+    for name, bucket, kind in idle:
+        log = rate.log_of(name, kind)
+        if tx.db.execute(_FORGET, (log, bucket, log, bucket, ROWS)).rowcount < ROWS:
+            tx.db.execute("delete from quota_counter where quota = ? and bucket = ? and kind = ?", (name, bucket, kind))
+    return over + len(idle)

@@ -8,6 +8,6 @@ from broker.faces.console.visit import Visit
 
 
 async def show(visit: Visit) -> Response:
-    states = await visit.office.quotas(visit.who)
-    states.sort(key=lambda state: (state.left / state.limit if state.limit else 0, state.quota, state.bucket))
+    page = await visit.office.quotas(visit.who)
+    states = sorted(page.items, key=lambda one: (one.left / one.limit if one.limit else 0, one.quota, one.bucket))
     return await visit.page("quotas.html", quotas=states)

@@ -1,0 +1,38 @@
+"""What a bucket says to a charge before anything is written; what each kind of quota answers, and is then handed back.
+
+All charges of an intent are looked at first and written after, so that a refusal has nothing to undo.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from broker.model.quota import Charge, QuotaState
+
+
+class Look(NamedTuple):
+    """left: units, as the bucket is now. starts_at_ms: the calendar window the charge counts in. total, gone, at_ms: of
+    a sliding log (rate.py)."""
+
+    fits: bool
+    left: int
+    retry_after_ms: int = 0  # when it does not fit; 0: it will not later either
+    starts_at_ms: int = 0
+    resets_at_ms: int = 0
+    total: int = 0
+    gone: int = 0
+    at_ms: int = 0
+    settings: tuple[int, int, int] | None = None  # most, window_ms, cool_down_ms as the bucket has them; None: new
+
+    def state(self, one: Charge) -> QuotaState:
+        """As it is after the charge; as it is when it does not fit."""
+        return QuotaState(
+            quota=one.quota,
+            bucket=one.bucket,
+            kind=one.kind,
+            limit=one.limit,
+            left=max(0, self.left - one.amount if self.fits else self.left),
+            unit=one.unit,
+            retry_after_ms=0 if self.fits else self.retry_after_ms,
+            resets_at_ms=self.resets_at_ms,
+        )

@@ -36,6 +36,7 @@ class Call:
     follow: bool = False  # of a resource: be told of its updates, instead of reading it
     release: Callable[[], None] | None = None  # ends the following; set by the backend
     may_wait: bool = True  # False: a hold answers at once instead of waiting hold.wait_s
+    is_plain: bool = False  # was not held and reserves nothing (Outcome.is_plain); known once it is admitted
     laps_us: dict[str, int] = field(default_factory=dict[str, int])
 
     @property

@@ -97,7 +97,8 @@ class Admission:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How a dispatched call ended. result: the MCP result as JSON, given only for a call that was held or had an
-    idempotency key, so that whoever asks later can be given it; kept sealed."""
+    idempotency key, so that whoever asks later can be given it; kept sealed. is_plain: the call was never held and none
+    of its charges reserves anything, so there is nothing to settle, and laps_us has all its laps."""
 
     call_id: str
     at_ms: int
@@ -111,6 +112,7 @@ class Outcome:
     result: bytes = b""
     spent: Mapping[str, int] = field(default_factory=dict[str, int])  # unit -> amount, settles cost charges
     laps_us: Mapping[str, int] = field(default_factory=dict[str, int])
+    is_plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,9 @@ class Pipeline:
                 return await self._replay(call, entry, _held(admission))
             if admission.state != "dispatching":
                 return await self._desk.wait(call, _held(admission))
+            call.is_plain = all(
+                state.kind in ("rate", "count", "repeat") for state in admission.quotas
+            )  # those reserve nothing
             return await self._run(entry, call, keep_result=bool(call.meta and replay.key_of(call)))
         finally:
             self._room += 1
@@ -244,7 +247,9 @@ class Pipeline:
             answer = await dispatch(entry, call, self._backends)
         except anyio.get_cancelled_exc_class():
             _lap(call, "dispatch", began)
-            lost = recorder.failed(call.id, _cancelled(begun=begun), at_ms=self._now(), laps_us=call.laps_us)
+            lost = recorder.failed(
+                call.id, _cancelled(begun=begun), at_ms=self._now(), laps_us=call.laps_us, is_plain=call.is_plain
+            )
             await self._end(call, entry, lost)
             raise
         except Exception as cause:  # the one place where a call's failure, ours or a backend's, becomes its outcome
@@ -252,11 +257,13 @@ class Pipeline:
             error = as_broker_error(cause)
             if error is not cause:
                 log.exception("a call failed inside the broker", call_id=call.id, tool=call.name)
-            failed = recorder.failed(call.id, error, at_ms=self._now(), laps_us=call.laps_us)
+            failed = recorder.failed(call.id, error, at_ms=self._now(), laps_us=call.laps_us, is_plain=call.is_plain)
             await self._end(call, entry, failed)
             raise error from cause
         _lap(call, "dispatch", began)
-        ended = recorder.succeeded(call.id, answer, at_ms=self._now(), laps_us=call.laps_us, keep_result=keep_result)
+        ended = recorder.succeeded(
+            call.id, answer, at_ms=self._now(), laps_us=call.laps_us, keep_result=keep_result, is_plain=call.is_plain
+        )
         await self._end(call, entry, ended)
         return answer
 

@@ -71,7 +71,9 @@ def intent(
     )
 
 
-def succeeded(call_id: str, answer: Answer, *, at_ms: int, laps_us: dict[str, int], keep_result: bool) -> Outcome:
+def succeeded(
+    call_id: str, answer: Answer, *, at_ms: int, laps_us: dict[str, int], keep_result: bool, is_plain: bool = False
+) -> Outcome:
     """The outcome of a call whose backend answered; an answer that is itself an error (`isError`) counts as failed."""
     result = answer.encoded()
     return Outcome(
@@ -86,10 +88,11 @@ def succeeded(call_id: str, answer: Answer, *, at_ms: int, laps_us: dict[str, in
         result=result if keep_result else b"",
         spent=answer.spent,
         laps_us=laps_us,
+        is_plain=is_plain,
     )
 
 
-def failed(call_id: str, error: BrokerError, *, at_ms: int, laps_us: dict[str, int]) -> Outcome:
+def failed(call_id: str, error: BrokerError, *, at_ms: int, laps_us: dict[str, int], is_plain: bool = False) -> Outcome:
     """The outcome of a call that ended in an error. Nobody can say how it ended: outcome_unknown, not failed."""
     state: Literal["failed", "outcome_unknown"] = "outcome_unknown" if error.effect == "unknown" else "failed"
     return Outcome(
@@ -101,6 +104,7 @@ def failed(call_id: str, error: BrokerError, *, at_ms: int, laps_us: dict[str, i
         message=error.recorded,
         backend_status=str(error.facts.get("http_status", "")) if isinstance(error, BackendError) else "",
         laps_us=laps_us,
+        is_plain=is_plain,
     )
 
 

@@ -120,6 +120,18 @@ async def test_the_same_outcome_twice_is_one_outcome_and_another_is_a_conflict(s
     assert recorded.state == "succeeded"
 
 
+async def test_a_plain_outcome_settles_nothing_and_has_all_laps(store: Store) -> None:
+    call = intent(charges=(count(5),))
+    await store.admit(call)
+    laps = {"resolve": 3, "validate": 4, "dispatch": 900}
+    await store.finish(outcome(call.call_id, is_plain=True, laps_us=laps))
+    recorded = await store.invocation(call.call_id)
+    assert recorded is not None
+    assert (recorded.state, recorded.laps_us) == ("succeeded", laps)
+    (state,) = await store.quotas(NOW)
+    assert state.left == 4
+
+
 async def test_many_calls_at_once_are_all_recorded(store: Store) -> None:
     calls = [intent() for _ in range(200)]
 

@@ -1,8 +1,8 @@
 """Admitting one intent: everything that must be durable before the first byte leaves, in one transaction.
 
 The order is: an intent already refused is only written; one whose key is known is that call; a held one attaches to its
-like, or must fit under the cap of open holds; then all charges or none; then the row. Nothing is written before it is
-known what the row will say, so that a refusal has nothing to undo.
+like, or must fit under the cap of open holds; then all charges or none; then the row, which says what is left. Only a
+call id that exists, which no client can choose, is found out after something was written, and undoes it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from broker.model.canonical import canonical, digest_of
 from broker.model.invocation import Admission, Intent, Invocation
 from broker.model.quota import QuotaState, room
 from broker.stores.sqlite import hold, idempotency, quota
-from broker.stores.sqlite.transaction import Transaction
+from broker.stores.sqlite.transaction import Transaction, Undo
 
 _INSERT = """insert into invocation (call_id, state, at_ms, changed_at_ms, face, agent, "user", tenant, issuer,
         principal_key, credential_id, request_id, trace_id, tool, tool_version, tool_effect, definition, backend, rule,
@@ -46,7 +46,6 @@ def admit(tx: Transaction, intent: Intent) -> Admission:
     if not intent.charges:
         _write(tx, intent, "dispatching")
         return _GO
-    _check_new(tx, intent)
     states, over = quota.charge(tx, intent.charges, intent.call_id, intent.at_ms, held=False)
     if over is not None:
         return _over(tx, intent, over)
@@ -68,7 +67,6 @@ def _hold(tx: Transaction, intent: Intent) -> Admission:
     if attached is not None:
         idempotency.take(tx, intent, attached.call_id)
         return Admission("attached", invocation=attached)
-    _check_new(tx, intent)
     over = hold.over_cap(tx, intent)
     if over is not None:
         return _over(tx, intent, over)
@@ -89,16 +87,6 @@ def _over(tx: Transaction, intent: Intent, over: QuotaState) -> Admission:
     return Admission("denied", quotas=(over,), over=over)
 
 
-def _check_new(tx: Transaction, intent: Intent) -> None:
-    """Before anything is charged. Without charges the insert itself finds out."""
-    if tx.db.execute("select 1 from invocation where call_id = ?", (intent.call_id,)).fetchone() is not None:
-        raise _exists(intent)
-
-
-def _exists(intent: Intent) -> Conflict:
-    return Conflict(f"Call {intent.call_id} is already recorded.", call_id=intent.call_id)
-
-
 def _write(
     tx: Transaction,
     intent: Intent,
@@ -108,7 +96,7 @@ def _write(
     refusal: tuple[str, str, str] = _WENT_WELL,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """The row, what is kept of the arguments, and the entry. Raises Conflict, before anything is written."""
+    """The row, what is kept of the arguments, and the entry. Raises Undo when there is such a call."""
     code, stage, message = refusal
     quotas = [{name: getattr(one, name) for name in _QUOTA} for one in states]
     writer = tx.ledger.chain if state == "dispatching" else ""
@@ -146,7 +134,7 @@ def _write(
         canonical(intent.laps_us).decode(),
     )
     if tx.db.execute(_INSERT, row).rowcount != 1:
-        raise _exists(intent)
+        raise Undo(Conflict(f"Call {intent.call_id} is already recorded.", call_id=intent.call_id))
     body: dict[str, Any] = {"set": dict(zip(_COLUMNS, row, strict=True))}
     if quotas:
         body["set"]["quotas"] = quotas

@@ -121,7 +121,7 @@ def review(tx: Transaction, review: Review) -> Invocation:
         "reviewed_at_ms": review.at_ms,
     }
     facts = {"decision": review.decision, "hold": decided}
-    if advance(tx, review.call_id, target, at_ms=review.at_ms, kind="review", facts=facts) is None:
+    if not advance(tx, review.call_id, target, at_ms=review.at_ms, kind="review", facts=facts):
         raise _decided(invocation)
     tx.db.execute(
         """update hold set reviewer = :reviewer, review_reason = :review_reason, review_via = :review_via,
@@ -192,7 +192,7 @@ def _expire_if_due(tx: Transaction, invocation: Invocation, now_ms: int) -> bool
 
 
 def _expire(tx: Transaction, call_id: str, now_ms: int) -> bool:
-    if advance(tx, call_id, "expired", at_ms=now_ms, kind="expiry") is None:
+    if not advance(tx, call_id, "expired", at_ms=now_ms, kind="expiry"):
         return False
     _end_unrun(tx, call_id)
     tx.urgent = True

@@ -26,24 +26,38 @@ def finish(tx: Transaction, outcome: Outcome) -> None:
         "laps_us": outcome.laps_us,
     }
     facts = {"spent": outcome.spent} if outcome.spent else None
-    row = advance(tx, outcome.call_id, outcome.state, at_ms=outcome.at_ms, kind="outcome", change=change, facts=facts)
-    if row is None:
+    call_id = outcome.call_id
+    if not advance(
+        tx,
+        call_id,
+        outcome.state,
+        at_ms=outcome.at_ms,
+        kind="outcome",
+        change=change,
+        facts=facts,
+        all_laps=outcome.is_plain,
+    ):
         _check_same(tx, outcome)
         return
-    quotas, held = row
-    if quotas != "[]" or held:
+    if not outcome.is_plain:
         quota.settle(
             tx,
-            outcome.call_id,
+            call_id,
             ran=outcome.effect != "none",
             spent=outcome.spent,
             failed_at_ms=None if outcome.state == "succeeded" else outcome.at_ms,
         )
-    if held:
-        hold.forget_arguments(tx, outcome.call_id)
-        tx.urgent = True
+        _end_hold(tx, call_id)
     if outcome.result:
         _keep_result(tx, outcome)
+
+
+def _end_hold(tx: Transaction, call_id: str) -> None:
+    """If it was held: what was kept to run it goes, and who waits is told."""
+    (held,) = tx.db.execute("select held from invocation where call_id = ?", (call_id,)).fetchone()
+    if held:
+        hold.forget_arguments(tx, call_id)
+        tx.urgent = True
 
 
 def _check_same(tx: Transaction, outcome: Outcome) -> None:
@@ -75,13 +89,10 @@ def lose(tx: Transaction, argument: tuple[str, int]) -> Invocation | None:
     """A call whose process is dead becomes outcome_unknown: (call_id, now_ms). Its costs stand at their estimates."""
     call_id, now_ms = argument
     change = {"effect": "unknown", "code": "outcome_unknown", "stage": "record", "message": LOST}
-    row = advance(tx, call_id, "outcome_unknown", at_ms=now_ms, kind="recovery", change=change)
-    if row is None:
+    if not advance(tx, call_id, "outcome_unknown", at_ms=now_ms, kind="recovery", change=change):
         return None
     quota.settle(tx, call_id, ran=True)
-    if row[1]:
-        hold.forget_arguments(tx, call_id)
-        tx.urgent = True
+    _end_hold(tx, call_id)
     return queries.one(tx.db, call_id)
 
 

@@ -7,12 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from broker.errors import BrokerError
 from broker.model.canonical import canonical
 from broker.model.invocation import TRANSITIONS, State
 from broker.stores.sqlite.ledger import Ledger
 from broker.stores.sqlite.seal import Seal
 
 T = TypeVar("T")
+
+
+class Undo(Exception):
+    """A job finds, after it has written something, that it must refuse: what it wrote is undone, then it answers so."""
+
+    def __init__(self, answer: BrokerError) -> None:
+        super().__init__(answer.message)
+        self.answer = answer
 
 
 @dataclass(slots=True)
@@ -39,15 +48,13 @@ def _sources(target: State) -> str:
     return ", ".join(f"'{state}'" for state, nexts in TRANSITIONS.items() if target in nexts and state != "received")
 
 
-_SETTLES = "select quotas, held from invocation where call_id = ?"
-
 # A compare-and-set for each state that can be reached. Names and states are constants of this file and of the model;
-# every value is bound. No RETURNING: it costs more than a second statement (an ephemeral table each time).
+# every value is bound. ?12: the laps are all there are, so there is nothing to merge them with.
 _ADVANCE: Mapping[State, str] = {
     target: (
         f"update invocation set state = '{target}', changed_at_ms = ?, "  # noqa: S608
         + ", ".join(f"{column} = coalesce(?, {column})" for column in _CHANGING)
-        + ", laps_us = case when ?11 is null then laps_us else json_patch(laps_us, ?11) end"
+        + ", laps_us = case when ?11 is null then laps_us when ?12 then ?11 else json_patch(laps_us, ?11) end"
         + f" where call_id = ?10 and state in ({_sources(target)})"
     )
     for target in TRANSITIONS
@@ -64,20 +71,21 @@ def advance(
     kind: str,
     change: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
-) -> tuple[str, int] | None:
+    all_laps: bool = False,
+) -> bool:
     """Bring a call into a state, if the life cycle allows it from where it is, with the entry that says so.
 
-    change: further columns of the invocation (of _CHANGING, and laps_us, which is merged). facts: what the entry's body
-    says beside `set`. Returns the row's (quotas, held), or None when the call is not in a state that leads there;
-    nothing is written then.
+    change: further columns of the invocation (of _CHANGING, and laps_us, which is merged unless these are all_laps).
+    facts: what the entry's body says beside `set`. False when the call is not in a state that leads there; nothing is
+    written then.
     """
     change = change or {}
     laps = change.get("laps_us")
     values = [change.get(column) for column in _CHANGING]
     changed = tx.db.execute(
-        _ADVANCE[target], (at_ms, *values, call_id, None if laps is None else canonical(laps).decode())
+        _ADVANCE[target], (at_ms, *values, call_id, None if laps is None else canonical(laps).decode(), all_laps)
     )
     if changed.rowcount != 1:
-        return None
+        return False
     tx.ledger.append(kind, call_id, at_ms, {**(facts or {}), "set": {**change, "state": target}})
-    return tx.db.execute(_SETTLES, (call_id,)).fetchone()
+    return True

@@ -4,8 +4,8 @@
 
 - A job is a function of the open transaction (transaction.py). It answers with a value or a BrokerError; either way
   what it wrote is committed with the batch, so a job that refuses does so before it writes, or means what it wrote.
-- Anything else a job raises is a bug of that job alone: the batch is rolled back and run once more with a savepoint
-  around each job. So the common case pays for no savepoints.
+- `Undo`, and anything else a job raises, which is a bug of that job alone, has the batch rolled back and run once more
+  with a savepoint around each job. So the common case pays for no savepoints.
 - When the file is locked, full, broken or gone, everybody in the batch and in the queue is told RecordUnavailable at
   once, and nothing of it happened. `fault` says why until a later batch commits; while there is a fault a batch is
   tried every PROBE_S even if nobody asks, and the first one that succeeds records the outage.
@@ -42,7 +42,7 @@ from broker.stores.sqlite.ledger import Ledger
 from broker.stores.sqlite.live_file import LiveFile, is_busy, is_storage
 from broker.stores.sqlite.liveness import Life
 from broker.stores.sqlite.seal import Seal
-from broker.stores.sqlite.transaction import Transaction
+from broker.stores.sqlite.transaction import Transaction, Undo
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -324,6 +324,10 @@ class Writer:
             answer = job.function(self._tx, job.argument)
         except BrokerError as refusal:
             answer = refusal
+        except Undo as refusal:
+            db.execute("rollback to job")
+            self._tx.ledger.back_to(mark)
+            answer = refusal.answer
         except Exception as error:  # as above; here the job alone is undone
             if is_storage(error):
                 raise

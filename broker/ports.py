@@ -231,6 +231,17 @@ class OpenCalls:
     oldest_hold_ms: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class QueueCount:
+    """How many held calls wait that agree in these."""
+
+    tool: str
+    agent: str
+    user: str
+    rule: str
+    count: int
+
+
 class Store(Protocol):
     """Records, quotas and holds: one truth, changed only in transactions, durable when a verb returns.
 
@@ -285,6 +296,18 @@ class Store(Protocol):
     async def invocation(self, call_id: str) -> Invocation | None: ...
 
     async def invocations(self, query: InvocationQuery) -> list[Invocation]: ...
+
+    async def queue(self, query: InvocationQuery) -> list[Invocation]:
+        """What waits for a person and fits the query, the soonest to expire first; `after`: a call id of that order."""
+        ...
+
+    async def queue_counts(self, query: InvocationQuery) -> list[QueueCount]:
+        """How many of them wait, by what people filter by; the query's limit does not count."""
+        ...
+
+    async def held_lately(self, query: InvocationQuery) -> list[Invocation]:
+        """Calls that were held at some time, within one tenant (`within` must be given), the last changed first."""
+        ...
 
     async def held_arguments(self, call_id: str) -> bytes | None:
         """The exact arguments of an open hold, for its reviewer; None when it has ended."""

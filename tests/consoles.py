@@ -37,6 +37,7 @@ kind: policy
 name: refunds
 tools: [orders_refund]
 rules:
+  - {id: huge, when: args.amount > 4000, effect: hold, reason: "it is a lot", expires: 4h, reviewers: {scopes: [refunds.review]}}
   - {id: large, when: args.amount > 50, effect: hold, reason: "refunds above 50 EUR need a person <b onmouseover=alert(1)>", expires: 4h}
   - {id: small, when: "true", effect: allow}
 ---

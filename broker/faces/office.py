@@ -14,7 +14,8 @@ What must not live here: HTTP, HTML, wording of errors.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
@@ -28,12 +29,13 @@ from broker.model.invocation import Invocation, InvocationQuery
 from broker.model.principal import Principal, person
 from broker.model.quota import QuotaState
 from broker.pipeline.desk import Desk
-from broker.ports import Backend, Clock, Store
+from broker.ports import Backend, Clock, QueueCount, Store
 from broker.settings import Settings
 
 SCANNED = 2_000  # records looked through for one page of somebody who may see few of them
 _PAGE = 500
 SCANNED_BUCKETS, _PAGE_OF_BUCKETS = 20_000, 1_000  # the same for quotas
+QUEUE_FILTERS = ("tool", "agent", "user", "rule")
 REASON_CHARS = 1_000
 
 Authenticate = Callable[[str | None, str], Awaitable[Principal]]
@@ -54,6 +56,21 @@ class Standing:
 
     items: tuple[QuotaState, ...]
     next: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """One page of what waits. next: the `after` of the following page, "" when this is the last.
+
+    fitting: how many fit the filters; all: how many wait, whatever the filters. choices: for each filter its values
+    among all that wait, with how many each.
+    """
+
+    items: tuple[Invocation, ...]
+    next: str
+    fitting: int
+    all: int
+    choices: Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +143,40 @@ class Office:
             query = replace(query, **{going: rows[-1].call_id})
         return Page(tuple(seen), getattr(query, going))
 
-    async def waiting(self, who: Principal, limit: int = 1_000) -> tuple[Invocation, ...]:
-        """What waits for a decision and this person may see, the soonest to expire first."""
-        found = (await self.page(who, InvocationQuery(states=("held",), limit=limit))).items
-        return tuple(sorted(found, key=lambda one: (one.hold.expires_at_ms if one.hold else 0, one.call_id)))
+    async def queue(self, who: Principal, query: InvocationQuery) -> Queue:
+        """What waits for a decision and this person may see, the soonest to expire first.
+
+        query: its filters, `after` and `limit`. Who sees only some of what waits sees those among the first SCANNED.
+        """
+        query = replace(query, within=who.tenant)
+        if self.oversees(who):
+            counts = await self.store.queue_counts(InvocationQuery(within=who.tenant))
+            found = await self.store.queue(replace(query, limit=query.limit + 1))
+            return _queue(query, counts, found)
+        seen = [
+            one
+            for one in await self.store.queue(InvocationQuery(within=who.tenant, limit=SCANNED))
+            if self.sees(who, one)
+        ]
+        counts = [QueueCount(one.tool, one.agent, one.user, one.rule, 1) for one in seen]
+        fits = [one for one in seen if all(getattr(one, name) == value for name, value in _chosen(query).items())]
+        ids = [one.call_id for one in fits]
+        begin = ids.index(query.after) + 1 if query.after in ids else 0
+        return _queue(query, counts, fits[begin : begin + query.limit + 1])
+
+    async def how_many(self, who: Principal) -> int:
+        """How many calls wait that this person may see; with `queue`, of the first SCANNED."""
+        if self.oversees(who):
+            return sum(one.count for one in await self.store.queue_counts(InvocationQuery(within=who.tenant)))
+        return (await self.queue(who, InvocationQuery(limit=1))).all
+
+    async def held_lately(self, who: Principal, query: InvocationQuery) -> list[Invocation]:
+        """What was held and changed last, of what this person may see; at most query.limit."""
+        query = replace(query, within=who.tenant)
+        if self.oversees(who):
+            return await self.store.held_lately(query)
+        found = await self.store.held_lately(replace(query, limit=_PAGE))
+        return [one for one in found if self.sees(who, one)][: query.limit]
 
     async def arguments(self, invocation: Invocation) -> Any:
         """Exactly what will be sent, for an open hold; else what the record kept; None when nothing is left."""
@@ -182,6 +229,21 @@ class Office:
 def _cut(found: list[Invocation], limit: int) -> Page:
     items = tuple(found[:limit])
     return Page(items, items[-1].call_id if len(found) > limit and items else "")
+
+
+def _queue(query: InvocationQuery, counts: Sequence[QueueCount], found: Sequence[Invocation]) -> Queue:
+    items, chosen = tuple(found[: query.limit]), _chosen(query)
+    choices: dict[str, Counter[str]] = {name: Counter() for name in QUEUE_FILTERS}
+    for one in counts:
+        for name, counter in choices.items():
+            counter[getattr(one, name)] += one.count
+    fitting = sum(one.count for one in counts if all(getattr(one, name) == chosen[name] for name in chosen))
+    following = items[-1].call_id if len(found) > query.limit else ""
+    return Queue(items, following, fitting, sum(one.count for one in counts), choices)
+
+
+def _chosen(query: InvocationQuery) -> dict[str, str]:
+    return {name: value for name in QUEUE_FILTERS if (value := getattr(query, name))}
 
 
 def _keys(bucket: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ import anyio
 import httpx2
 import pytest
 
+from broker.model.invocation import InvocationQuery
 from tests.consoles import ORDERS
 from tests.premises import PASSWORD, House, house_with
 from tests.world import until_state
@@ -187,6 +188,42 @@ async def test_the_record_is_verified_on_request(house: House) -> None:
         page = await http.get("/console/record")
         found = await http.post("/console/record", data={"csrf": hidden(page, "csrf")}, headers={"Origin": house.url})
         assert "<b>Sound.</b>" in found.text
+
+
+async def test_the_inbox_is_sorted_by_what_expires_first_filtered_by_its_url_and_paged(house: House) -> None:
+    for number in range(30):
+        await house.held("orders_refund", {"order_id": "1002", "amount": 100 + number}, name=f"bot-{number % 3}")
+    async with browsing(house) as http:
+        await sign_in(http, house, "rita")
+        first = await http.get("/console")
+        assert "<h1>30 calls to decide</h1>" in first.text
+        shown = re.findall(r'id="card-([^"]+)"', first.text)
+        assert len(shown) == 25
+        waiting = await house.broker.store.invocations(InvocationQuery(states=("held",), oldest_first=True))
+        assert shown == [one.call_id for one in waiting[:25]]  # all of one rule, so the oldest expires first
+        following = re.search(r'href="(/console\?[^"]+)" rel="next"', first.text)
+        assert following
+        rest = await http.get(following[1].replace("&amp;", "&"))
+        assert re.findall(r'id="card-([^"]+)"', rest.text) == [one.call_id for one in waiting[25:]]
+        some = await http.get("/console?agent=bot-1&tool=orders_refund")
+        assert len(re.findall(r'id="card-', some.text)) == 10
+        assert "10 of 30: " in some.text
+        assert "<h1>30 calls to decide</h1>" in some.text  # a filter never hides that more waits
+        none = await http.get("/console?agent=bot-1' or 1=1 --")
+        assert "0 of 30: " in none.text
+        assert (await http.get("/console?sort=tool")).status_code == 400
+
+
+async def test_a_reviewer_of_some_holds_sees_those_and_counts_those(house: House) -> None:
+    house.person("raul", ["refunds.review"])
+    await house.held("orders_refund", {"order_id": "1", "amount": 500})
+    await house.held("orders_refund", {"order_id": "2", "amount": 5000})
+    async with browsing(house) as http:
+        page = await sign_in(http, house, "raul")
+        assert "<h1>1 call to decide</h1>" in page.text
+        assert "5000" in page.text
+        assert "<title>(1) Inbox" in page.text
+        assert "(1)</option>" not in page.text  # nor is there anything to choose
 
 
 async def test_calls_are_filtered_by_their_url_and_a_wrong_filter_is_said(house: House) -> None:

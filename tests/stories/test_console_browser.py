@@ -43,7 +43,7 @@ async def test_a_hold_appears_by_itself_is_approved_and_the_page_says_what_happe
         await expect(rita.page.locator("h1")).to_have_text("Nothing to decide")
         hold_id = await house.held("orders_refund", refund(120))
         await expect(rita.page.locator("h1")).to_have_text("1 call to decide")
-        assert (await rita.page.title()).startswith("(1) ")
+        await expect(rita.page).to_have_title("(1) Inbox – broker")
         card = await rita.page.inner_text("[data-card]")
         for answer in ("bot for ann", "write", "orders", "refunds above 50 EUR", '"amount": 120', "left"):
             assert answer in card
@@ -157,4 +157,39 @@ async def test_every_page_fits_a_phone(house: House, browser: Browser, scheme: s
             await rita.go("/console" + path)
             width = await rita.page.evaluate("document.documentElement.scrollWidth")
             assert width <= PHONE["width"], path
+        assert rita.strange == []
+
+
+async def test_a_page_says_when_it_is_not_live_and_catches_up_by_itself(house: House, browser: Browser) -> None:
+    async with window(browser, house) as rita:
+        await rita.sign_in("rita")
+        live = rita.page.locator("#live")
+        await expect(live).to_have_text("Live")
+        cut = "**/console/events"
+        await rita.page.route(cut, lambda route: route.abort())
+        await rita.page.reload()
+        await expect(live).to_contain_text("Not live since")
+        await house.held("orders_refund", refund(120))
+        await rita.page.unroute(cut)
+        await expect(rita.page.locator("h1")).to_have_text("1 call to decide", timeout=20_000)
+        await expect(live).to_have_text("Live")
+
+
+async def test_the_keys_lead_to_the_filters_and_tell_what_they_are(house: House, browser: Browser) -> None:
+    for number in range(3):
+        await house.held("orders_refund", refund(100 + number), name=f"bot-{number}")
+    async with window(browser, house) as rita:
+        await rita.sign_in("rita")
+        await rita.page.keyboard.press("?")
+        assert "to the filters" in await rita.page.inner_text("dialog[open]")
+        await rita.page.keyboard.press("a")  # nothing but the list is listening now
+        await rita.page.keyboard.press("Escape")
+        await rita.page.keyboard.press("/")
+        assert await rita.page.evaluate("document.activeElement.name") == "tool"
+        await rita.page.select_option("select[name=agent]", "bot-1")
+        await rita.page.wait_for_url("**/console?agent=bot-1")
+        assert "1 of 3: agent is bot-1" in await rita.text()
+        await house.held("orders_refund", refund(300), name="bot-1")
+        await expect(rita.page.locator("h1")).to_have_text("4 calls to decide")
+        await expect(rita.page.locator("[data-card]")).to_have_count(2)  # what is new is filtered too
         assert rita.strange == []

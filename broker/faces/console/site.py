@@ -233,7 +233,7 @@ class Console:
 
     async def _changes(self, session: Session, who: Principal) -> AsyncGenerator[bytes]:
         self._streams += 1
-        last: object = None
+        last: tuple[int, Any] | None = None
         beat_at = 0.0
         try:
             while not self._closing and (current := self._sessions.now(session)) is not None:
@@ -244,26 +244,22 @@ class Console:
                     return
                 except (Overloaded, RecordUnavailable):
                     now = last
-                if now != last:
-                    waiting = now[0] if isinstance(now, tuple) else 0
+                if now is not None and now != last:
                     last, beat_at = now, anyio.current_time() + BEAT_S
-                    yield f"event: holds\ndata: {waiting}\n\n".encode()
+                    yield f"event: holds\ndata: {now[0]}\n\n".encode()
                 elif anyio.current_time() >= beat_at:
                     beat_at = anyio.current_time() + BEAT_S
-                    yield b": still here\n\n"
+                    yield b"event: beat\ndata:\n\n"  # an event, so that a page knows when it has stopped
                 await anyio.sleep(CALM_S)
                 await self._office.store.changed(1.0)
         finally:
             self._streams -= 1
 
     async def _standing(self, who: Principal) -> tuple[int, Any]:
-        """What has to be different for a page to be asked again: the held calls, and the state of the latest."""
-        waiting = await self._office.waiting(who)
-        latest = await self._office.page(who, InvocationQuery(held_only=True, limit=20))
-        return len(waiting), (
-            tuple(one.call_id for one in waiting),
-            tuple((one.call_id, one.state) for one in latest.items),
-        )
+        """What has to be different for a page to be asked again: how many wait, and what was held and changed last."""
+        waiting = await self._office.how_many(who)
+        latest = await self._office.held_lately(who, InvocationQuery(limit=20))
+        return waiting, tuple((one.call_id, one.state, one.changed_at_ms) for one in latest)
 
 
 def _load(reference: str) -> Page:

@@ -37,14 +37,13 @@ class Visit:
     form: dict[str, str]
 
     async def page(self, template: str, *, status: int = 200, **values: Any) -> Response:
-        waiting = await self.office.waiting(self.who)
         return rendering.page(
             template,
             status=status,
             visit=self,
             pages=PAGES,
             path=self.request.url.path,
-            waiting=len(waiting),
+            waiting=await self.office.how_many(self.who),
             now_ms=self.office.clock.now_ms(),
             **values,
         )

@@ -44,10 +44,10 @@ def one(db: sqlite3.Connection, call_id: str) -> Invocation | None:
 
 def some(db: sqlite3.Connection, query: InvocationQuery) -> list[Invocation]:
     """In order of commit, newest first; with `after`, oldest first, so that who follows misses nothing."""
-    where, values = _where(query)
-    select = _SELECT_OPEN if _OPEN in where else _SELECT
+    where_, values = where(query)
+    select = _SELECT_OPEN if _OPEN in where_ else _SELECT
     order = "asc" if query.after or query.oldest_first else "desc"
-    sql = f"{select} where {' and '.join(where)} order by i.id {order} limit ?"
+    sql = f"{select} where {' and '.join(where_)} order by i.id {order} limit ?"
     return [_invocation(row) for row in db.execute(sql, (*values, query.limit))]
 
 
@@ -58,7 +58,8 @@ def open_calls(db: sqlite3.Connection) -> OpenCalls:
     return OpenCalls(**numbers, oldest_hold_ms=found.get("held", (0, 0))[1])
 
 
-def _where(query: InvocationQuery) -> tuple[list[str], list[Any]]:
+def where(query: InvocationQuery) -> tuple[list[str], list[Any]]:
+    """The filters as conditions on `invocation i`, at least one, and their values."""
     where, values = ["1 = 1"], list[Any]()
     for name, column in _EQUAL.items():
         wanted = cast("str", getattr(query, name))

@@ -184,3 +184,9 @@ _BREAKERS = (
 def breakers(database: Database) -> None:
     for statement in _BREAKERS:
         database.conn.execute(statement)
+
+
+@MIGRATIONS()
+def held_lately(database: Database) -> None:
+    """What people look at all the time: of one tenant, what was held, by its last change."""
+    database.conn.execute("create index invocation_held on invocation (tenant, changed_at_ms) where held = 1")

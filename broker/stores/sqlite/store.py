@@ -21,8 +21,8 @@ from broker.errors import RecordUnavailable
 from broker.model.hold import Review
 from broker.model.invocation import OPEN, Admission, Intent, Invocation, InvocationQuery, Outcome
 from broker.model.quota import Charge, QuotaState
-from broker.ports import Claimed, Clock, Collected, Load, OpenCalls, Swept
-from broker.stores.sqlite import admission, hold, liveness, outcome, queries, sweep
+from broker.ports import Claimed, Clock, Collected, Load, OpenCalls, QueueCount, Swept
+from broker.stores.sqlite import admission, hold, liveness, outcome, queries, queue, sweep
 from broker.stores.sqlite import quota as quotas
 from broker.stores.sqlite.database import connect, migrate, unavailable
 from broker.stores.sqlite.ledger import RESERVED
@@ -170,6 +170,15 @@ class SqliteStore:
 
     async def invocations(self, query: InvocationQuery) -> list[Invocation]:
         return await self._read(lambda db: queries.some(db, query))
+
+    async def queue(self, query: InvocationQuery) -> list[Invocation]:
+        return await self._read(lambda db: queue.queue(db, query))
+
+    async def queue_counts(self, query: InvocationQuery) -> list[QueueCount]:
+        return await self._read(lambda db: queue.counts(db, query))
+
+    async def held_lately(self, query: InvocationQuery) -> list[Invocation]:
+        return await self._read(lambda db: queue.held_lately(db, query))
 
     async def held_arguments(self, call_id: str) -> bytes | None:
         return await self._read(lambda db: self._unsealed(db, call_id, "arguments"))

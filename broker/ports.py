@@ -245,7 +245,9 @@ class QueueCount:
 class Store(Protocol):
     """Records, quotas and holds: one truth, changed only in transactions, durable when a verb returns.
 
-    Every verb raises RecordUnavailable when it could not be committed, in bounded time; then nothing of it happened.
+    Every verb raises RecordUnavailable when it could not be committed, in bounded time; then nothing of it happened. On
+    cancel: a verb that writes ends when what was asked for is committed or is not, and what was admitted or claimed for
+    nobody is settled as not sent.
     Any number of processes may use one database at once.
     """
 

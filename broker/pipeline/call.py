@@ -7,9 +7,9 @@ recorded. The order is policy: an unknown tool is told from nothing else before 
 asked about a call its caller may not make (scope, rules), nor about one its quota has no room for.
 
 Why one function and not middleware: the order can be read, a stage cannot be forgotten or skipped, and a call costs no
-closures. Why the store is awaited behind a shield: once a commit is asked for it may happen, so a caller that goes away
-at that moment must not leave an intent without an outcome. Why a failure to record is raised instead of the refusal it
-would have recorded: no answer without a record.
+closures. Once a commit is asked for it may happen, so a caller that goes away at that moment must not leave an intent
+without an outcome: the store's verbs end only when that is settled (ports.Store). Why a failure to record is raised
+instead of the refusal it would have recorded: no answer without a record.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from broker.model.part import RESOURCE, Part
 from broker.model.principal import Principal
 from broker.pipeline import held_call, limits, recorder, replay
 from broker.pipeline.desk import Desk
-from broker.pipeline.dispatch import GRACE_S, as_broker_error, dispatch
+from broker.pipeline.dispatch import GRACE_S, Patience, as_broker_error, dispatch
 from broker.pipeline.tally import Tally
 from broker.policies.rule import Verdict
 from broker.ports import Backend, Clock, Store
@@ -66,6 +66,7 @@ class Pipeline:
         self._backends = backends
         self._clock = clock
         self._room = calls
+        self._patience = Patience()
         self._unrecorded: list[Outcome] = []
         self.tally = Tally()
 
@@ -244,7 +245,7 @@ class Pipeline:
         try:
             await anyio.lowlevel.checkpoint_if_cancelled()
             begun = True
-            answer = await dispatch(entry, call, self._backends)
+            answer = await dispatch(entry, call, self._backends, self._patience)
         except anyio.get_cancelled_exc_class():
             _lap(call, "dispatch", began)
             lost = recorder.failed(
@@ -279,9 +280,7 @@ class Pipeline:
         return refusal
 
     async def _committed(self, intent: Intent) -> Admission:
-        with anyio.CancelScope(shield=True):
-            return await self._store.admit(intent)
-        raise AssertionError("a shielded scope that nobody cancels swallows nothing")
+        return await self._store.admit(intent)
 
     async def _end(self, call: Call, entry: Entry, outcome: Outcome) -> None:
         began = perf_counter_ns()
@@ -293,16 +292,15 @@ class Pipeline:
     async def _settle(self, outcome: Outcome) -> None:
         """Record an outcome. When that fails after the effect, the caller is told the effect, the intent stays, and no
         further call is admitted until the outcome is written (`settle_late` keeps trying)."""
-        with anyio.CancelScope(shield=True):
-            try:
-                await self._store.finish(outcome)
-            except Conflict:
-                # Settled by a sweep that took this process for dead: the record already says what is known.
-                log.warning("a call was settled by somebody else", call_id=outcome.call_id)
-            except RecordUnavailable as fault:
-                self._unrecorded.append(outcome)
-                log.error("an outcome waits to be recorded", call_id=outcome.call_id, reason=fault.message)
-                raise _not_recorded(outcome) from fault
+        try:
+            await self._store.finish(outcome)
+        except Conflict:
+            # Settled by a sweep that took this process for dead: the record already says what is known.
+            log.warning("a call was settled by somebody else", call_id=outcome.call_id)
+        except RecordUnavailable as fault:
+            self._unrecorded.append(outcome)
+            log.error("an outcome waits to be recorded", call_id=outcome.call_id, reason=fault.message)
+            raise _not_recorded(outcome) from fault
 
     async def settle_late(self) -> None:
         """Write outcomes that could not be written when their calls ended, for ever. One per pipeline."""

@@ -5,9 +5,9 @@ The state `dispatching` is committed before this is entered, so whatever happens
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
-
-import anyio
+from typing import Any
 
 from broker.catalog.catalog import Entry
 from broker.errors import BrokerError, Internal, TimedOut, Unavailable
@@ -22,12 +22,42 @@ _SOURCES: Mapping[str, Callable[[Call], str]] = {
     "call.id": lambda call: call.id,
 }
 
+LOOK_EVERY_S = 0.5
+
 # A backend keeps the tool's deadline itself, because only it knows whether bytes have left. This much later dispatch
 # stops waiting for a backend that does not.
 GRACE_S = 2.0
 
 
-async def dispatch(entry: Entry, call: Call, backends: Mapping[str, Backend]) -> Answer:
+class Patience:
+    """Ends the dispatches whose backends do not keep their deadlines: one timer for all of them, because a scope or a
+    timer for each call costs it more than everything else here, and has to go off for a bug of ours only.
+    """
+
+    def __init__(self) -> None:
+        self._until: dict[asyncio.Task[Any], float] = {}  # when each is to end; gone when it was told to
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, task: asyncio.Task[Any], seconds: float) -> None:
+        loop = task.get_loop()
+        self._until[task] = loop.time() + seconds
+        if self._timer is None:
+            self._timer = loop.call_later(LOOK_EVERY_S, self._look, loop)
+
+    def end(self, task: asyncio.Task[Any]) -> bool:
+        """False when its time was over and it was cancelled for that."""
+        return self._until.pop(task, None) is not None
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for task, until in tuple(self._until.items()):
+            if until <= now:
+                del self._until[task]
+                task.cancel()
+        self._timer = loop.call_later(LOOK_EVERY_S, self._look, loop) if self._until else None
+
+
+async def dispatch(entry: Entry, call: Call, backends: Mapping[str, Backend], patience: Patience) -> Answer:
     """Make the call once and shape its answer as the manifest says.
 
     Raises what `Backend.call` and `Entry.shape` raise; Unavailable when the backend is not configured any more.
@@ -42,12 +72,21 @@ async def dispatch(entry: Entry, call: Call, backends: Mapping[str, Backend]) ->
     arguments: Mapping[str, object] = call.arguments
     if tool.inject:
         arguments = {**call.arguments, **{name: _SOURCES[source](call) for name, source in tool.inject}}
-    with anyio.move_on_after(tool.timeout_s + GRACE_S):
-        return entry.shape(await backend.call(tool, arguments, call))
-    raise TimedOut(
-        f"{tool.name} did not answer within {tool.timeout_s:g} s; whether it was done is unknown.",
-        next_step="Check before you try again.",
-    )
+    task = asyncio.current_task()
+    assert task is not None, "calls are made in tasks"  # noqa: S101
+    patience.begin(task, tool.timeout_s + GRACE_S)
+    try:
+        answer = await backend.call(tool, arguments, call)
+    except asyncio.CancelledError:
+        if patience.end(task) or task.uncancel():  # by its caller, perhaps in the same moment
+            raise
+        raise TimedOut(
+            f"{tool.name} did not answer within {tool.timeout_s:g} s; whether it was done is unknown.",
+            next_step="Check before you try again.",
+        ) from None
+    finally:
+        patience.end(task)
+    return entry.shape(answer)
 
 
 def as_broker_error(error: Exception) -> BrokerError:

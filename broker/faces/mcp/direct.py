@@ -7,11 +7,13 @@ waiting for a person, a slow backend) has its answer turned into an event stream
 where the client accepts one, so that no proxy in between takes the silence for a dead peer.
 
 Why no task per call to watch for the client's leaving: the connection tells (`broker.faces.connection`), and a task
-group costs more than everything else here. Where there is no such connection, a task group does it.
+group, or a scope of cancellation, costs more than everything else here. Where there is no such connection, a task group
+does it.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -138,15 +140,19 @@ class Direct:
         hangup = cast("dict[str, Any]", request.scope.get("extensions") or {}).get("broker.hangup")
         if hangup is None:
             return await self._watched_by_task(exchange, call, request)
-        with anyio.CancelScope() as working:
-            if hangup.gone:
-                return None
-            hangup.notify = working.cancel
-            try:
-                return await self._ended(exchange, call, request)
-            finally:
-                hangup.notify = None
-        return None
+        if hangup.gone:
+            return None
+        task = asyncio.current_task()
+        assert task is not None, "requests are answered in tasks"  # noqa: S101
+        hangup.notify = task.cancel
+        try:
+            return await self._ended(exchange, call, request)
+        except asyncio.CancelledError:
+            if not hangup.gone or task.uncancel():  # the server's end, perhaps in the same moment
+                raise
+            return None
+        finally:
+            hangup.notify = None
 
     async def _watched_by_task(self, exchange: Exchange, call: Call, request: Request) -> tuple[int, bytes] | None:
         ended: list[tuple[int, bytes] | InsufficientScope | Unauthenticated] = []

@@ -97,12 +97,12 @@ def lose(tx: Transaction, argument: tuple[str, int]) -> Invocation | None:
 
 
 def regret(call_id: str, at_ms: int) -> Outcome:
-    """The outcome of a call whose admission was committed only after its caller had been told that it was not."""
+    """The outcome of a call whose caller had gone, or had been told the opposite, when its admission was committed."""
     return Outcome(
         call_id=call_id,
         at_ms=at_ms,
         state="failed",
         effect="none",
         code="record_unavailable",
-        message="The record was written too late; nothing was sent.",
+        message="Nobody waited for the call any more when it was recorded; nothing was sent.",
     )

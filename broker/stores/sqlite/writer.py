@@ -64,6 +64,7 @@ class Job:
     argument: Any
     future: asyncio.Future[Any] | None = None
     regret: Callable[[Any], tuple[Callable[[Transaction, Any], Any], Any] | None] | None = None
+    answer: Any = None  # in a list, once there is one and the future was cancelled
 
 
 class _SpoiledError(Exception):
@@ -133,7 +134,9 @@ class Writer:
     ) -> R:
         """The result of this job once it is durable. Raises the BrokerError it answered with, or RecordUnavailable.
 
-        On cancel: the job may be committed all the same; `regret` then makes it good.
+        On cancel: once a commit is asked for it may happen, so it is waited for all the same, and what `regret` gives
+        is done before this leaves; without `regret`, an error is raised all the same. A shield around the wait would do
+        that too, and cost every call what only this one needs.
         """
         if self._closed or self._stall or self._loop is None:
             raise self._unanswered() if self._stall else RecordUnavailable("The broker is shutting down.")
@@ -141,8 +144,34 @@ class Writer:
         self._waiting += 1
         if self._watch is None:
             self._watch = self._loop.call_later(PROBE_S, self._look)
-        self._queue.put(Job(function, argument, future, regret))
-        return await future
+        job = Job(function, argument, future, regret)
+        self._queue.put(job)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            with anyio.CancelScope(shield=True):
+                try:
+                    result = await self._seen_out(job)
+                    remedy = None if regret is None else regret(result)
+                    if remedy is not None:
+                        await self.run(*remedy)
+                except BrokerError:
+                    if regret is None:  # with one, whoever asked needs to know of a success only
+                        raise
+            raise
+
+    async def _seen_out(self, job: Job) -> Any:
+        """The answer to a job whose caller was cancelled, be it here already, lost in between, or still to come."""
+        assert self._loop is not None and job.future is not None, "it was asked in its loop"  # noqa: S101
+        if not job.future.cancelled():
+            return job.future.result()
+        if job.answer is None:
+            job.future = self._loop.create_future()
+            return await job.future
+        (result,) = job.answer
+        if isinstance(result, BrokerError):
+            raise result
+        return result
 
     def _deliver(self, batch: list[Job], results: list[Any], urgent: bool) -> None:
         """All answers of a batch, in one wake-up."""
@@ -152,7 +181,9 @@ class Writer:
             if future is None:
                 continue
             self._waiting -= 1
-            if future.done():
+            if future.cancelled() and job.answer is None:
+                job.answer = [result]  # its caller sees to it (`_see_out`)
+            elif future.done():
                 self._make_good(job, result)
             elif isinstance(result, BrokerError):
                 future.set_exception(result)
@@ -162,7 +193,7 @@ class Writer:
             self._on_commit()
 
     def _make_good(self, job: Job, result: Any) -> None:
-        """A result nobody waits for any more: the caller was cancelled, or told that records cannot be written."""
+        """A result nobody waits for any more: the caller was told that records cannot be written."""
         if job.regret is None or isinstance(result, BrokerError):
             return
         remedy = job.regret(result)
@@ -195,6 +226,8 @@ class Writer:
     def _refuse(self, job: Job) -> None:
         if job.future is not None and not job.future.done():
             job.future.set_exception(self._unanswered())
+        elif job.future is not None and job.future.cancelled():
+            job.answer = [self._unanswered()]
 
     def _unanswered(self) -> RecordUnavailable:
         return RecordUnavailable(self._stall, next_step="Check the disk; the broker goes on by itself.")

@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse
 
 from broker.assembly import Broker
 from broker.faces import web
-from broker.faces.mcp.server import AgentServer
+from broker.faces.mcp.agents import AgentServer
 from tests.command import environment
 from tests.downstream import serving
 from tests.serving import Keys, challenged

@@ -13,7 +13,7 @@ from broker.auth.challenge import challenge, metadata_url
 from broker.catalog.catalog import PartsListed
 from broker.errors import Held, InsufficientScope, InvalidArguments, Unauthenticated, UnknownTool
 from broker.faces import web
-from broker.faces.mcp.server import AgentServer
+from broker.faces.mcp.agents import AgentServer
 from broker.model.answer import Answer
 from broker.model.call import Call
 from broker.model.principal import Principal

@@ -9,4 +9,4 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 # Where agents knock. Values are "module:Name", as in every table that grows.
-FACES: Mapping[str, str] = {"mcp": "broker.faces.mcp.server:AgentServer"}
+FACES: Mapping[str, str] = {"mcp": "broker.faces.mcp.agents:AgentServer"}

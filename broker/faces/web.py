@@ -27,10 +27,10 @@ from starlette.routing import BaseRoute, Router
 
 from broker.faces import memory
 from broker.faces.connection import protocol_class
+from broker.faces.mcp.agents import AgentServer
 from broker.faces.mcp.headers import content_length, read_headers
 from broker.faces.mcp.replies import CLOSE, JSON_HEADERS
 from broker.faces.mcp.request import RawHeaders, Receive, Scope, Send
-from broker.faces.mcp.server import AgentServer
 from broker.settings import Settings
 
 FORM_BYTES = 65_536

@@ -28,7 +28,7 @@ from broker.faces.cli.house import SETTINGS_FILE, unset
 from broker.faces.cli.output import stamp, styled, tell
 from broker.faces.console.site import Console
 from broker.faces.console.visit import Verified
-from broker.faces.mcp.server import AgentServer
+from broker.faces.mcp.agents import AgentServer
 from broker.faces.metrics import Metrics
 from broker.faces.office import Office
 from broker.faces.text import safe

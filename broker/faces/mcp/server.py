@@ -1,22 +1,22 @@
-"""The agents' server: one SDK server for every transport and era, behind the gate, on the pipeline.
+"""The SDK's part of the agents' server: sessions, streams, dispatch and versions, for every transport and era.
 
-What the SDK owns: sessions, streams, dispatch, versions. What is ours: what the tools are, what a call does, who is
-told of changes, and everything before the first of its lines runs (`gate`). Handlers take who calls from the request
-that carries the message, never from the session: a session may see many tokens of its one principal.
+What is ours here: what the tools are, what a call does, who is told of changes. Handlers take who calls from the
+request that carries the message, never from the session: a session may see many tokens of its one principal.
 
-What must not live here: private parts of the SDK (`sdk`), decisions about calls (the pipeline).
+It is imported when the first request needs it (`agents`), because the SDK is a third of a broker's memory and half of
+its start. What must not live here: private parts of the SDK (`sdk`), decisions about calls (the pipeline).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
-from time import time
 from typing import Any
 
 import anyio
 import mcp_types
+from anyio.abc import TaskStatus
 from mcp.server.caching import CacheHint
 from mcp.server.context import ServerRequestContext
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -36,26 +36,19 @@ from broker.faces.mcp import stdio
 from broker.faces.mcp.agreement import INVALID_PARAMS
 from broker.faces.mcp.calls import build_call, perform, unknown_tool
 from broker.faces.mcp.direct import Direct
-from broker.faces.mcp.gate import METHODS, Gate
-from broker.faces.mcp.headers import Places
-from broker.faces.mcp.ports import Authenticate, Challenge, Clock, House, Pipeline, Refused
+from broker.faces.mcp.ports import House
 from broker.faces.mcp.progress import Progress
 from broker.faces.mcp.relay import CACHE_HINTS, Relay, complete, scope_of, trace_parent
 from broker.faces.mcp.request import FACE, OUTCOME, PRINCIPAL, App, Receive, Scope, Send
 from broker.faces.mcp.sdk import BrokerServer, connection_of, open_sessions, owner, silence
 from broker.faces.mcp.sessions import Audience
 from broker.faces.mcp.sse import SseEndpoint
-from broker.faces.mcp.standing import Standing
 from broker.faces.mcp.strict import INVALID_REQUEST
 from broker.faces.refusal import as_result
 from broker.model.principal import Principal
-from broker.settings import Settings
 
-NAME = "broker"
-TITLE = "Governed MCP broker"
 INTERNAL_ERROR = -32603
 _CHANGED = {"tools": ToolsListChanged, "resources": ResourcesListChanged, "prompts": PromptsListChanged}
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 Context = ServerRequestContext[Any, Any]
 
@@ -63,132 +56,51 @@ Context = ServerRequestContext[Any, Any]
 _caller: ContextVar[Principal | None] = ContextVar("caller", default=None)
 
 
-class _SystemClock:
-    def now_ms(self) -> int:
-        return int(time() * 1000)
-
-
-class AgentServer:
-    """All endpoints for agents. `app` serves /mcp, /sse and /messages/ while `running()` is entered."""
+class SdkServer:
+    """apps: ASGI by path; that of /mcp serves while `run` does. server_info: name, title, version of the broker."""
 
     def __init__(
-        self,
-        pipeline: Pipeline,
-        authenticate: Authenticate,
-        settings: Settings,
-        *,
-        version: str,
-        instructions: str,
-        challenge: Challenge,
-        base_url: Callable[[], str],
-        clock: Clock | None = None,
-        on_refused: Refused = lambda _kind: None,
+        self, house: House, audience: Audience, direct: Direct, *, server_info: Mapping[str, str], instructions: str
     ) -> None:
-        """instructions: what a model is told about the whole server. base_url: where clients reach it; asked when a
-        request comes, so that a port taken at start is known by then. on_refused: told the kind of each request that
-        never became a call.
-        """
         silence()
-        self._house = House(
-            pipeline, authenticate, challenge, base_url, settings.limits, clock or _SystemClock(), on_refused
-        )
-        self._settings = settings
-        self._audience = Audience(pipeline, most=settings.limits.sessions)
-        self._relay = Relay(self._house, self._audience, self._answering)
-        self._server = self._make_server(version, instructions)
+        self._house = house
+        self._audience = audience
+        self._direct = direct
+        self._relay = Relay(house, audience, self._answering)
+        self._server = self._make_server(server_info, instructions)
         self._streamable: StreamableHTTPSessionManager | None = None
-        self._sse = SseEndpoint(self._server, settings.limits)
-        self._direct = Direct(self._house, server_info={"name": NAME, "title": TITLE, "version": version})
-        self._standing = Standing(authenticate)
-        self.places = Places(
-            loopback=settings.listen.host in _LOOPBACK,
-            public=base_url,
-            hosts=settings.allowed_hosts,
-            origins=settings.allowed_origins,
-        )
-        apps: dict[str, App] = {
-            "/mcp": self._streamable_http,
-            "/sse": self._sse.stream,
-            "/messages/": self._sse.message,
-        }
-        self._gate = Gate(
-            apps,
-            self._house,
-            direct=self._direct,
-            standing=self._standing,
-            places=self.places,
-            sessions=lambda: open_sessions(self._streamable) if self._streamable else 0,
-        )
+        sse = SseEndpoint(self._server, house.limits)
+        self.apps: Mapping[str, App] = {"/mcp": self._streamable_http, "/sse": sse.stream, "/messages/": sse.message}
         self._on_streams = 0  # calls whose answers travel on an HTTP+SSE stream
         self._streams_idle = anyio.Event()
 
-    # ------------------------------------------------------------------------------------------------ what it serves
-
-    paths = frozenset(METHODS)
-
-    @property
-    def app(self) -> App:
-        """ASGI for the paths of `paths`, matched exactly by whoever routes to it."""
-        return self._gate
-
-    @property
-    def streams(self) -> int:
-        """Standing streams open now: GET, HTTP+SSE and listen."""
-        return len(self._standing)
-
-    @property
-    def listeners(self) -> int:
-        """Sessions and listen streams that are told of changes."""
-        return len(self._audience)
-
-    @property
-    def bytes_left(self) -> int:
-        """How many bytes of request bodies may still be in flight."""
-        return self._gate.budget.left
-
-    @asynccontextmanager
-    async def running(self) -> AsyncGenerator[None]:
-        """Sessions, announcements and keep-alives live inside; leaving ends them all. Once per server."""
-        limits = self._settings.limits
+    async def run(self, leave: anyio.Event, *, task_status: TaskStatus[None]) -> None:
+        """Sessions live inside, until `leave` is set. Once per server."""
+        limits = self._house.limits
         manager = StreamableHTTPSessionManager(
             app=self._server,
             session_idle_timeout=limits.session_idle_s,
             max_sessions=limits.sessions,
             max_request_body_size=limits.body_bytes,
         )
-        async with manager.run(), anyio.create_task_group() as tasks:
+        async with manager.run():
             self._streamable = manager
-            tasks.start_soon(self._audience.announcing)
-            tasks.start_soon(self._direct.keep_alive)
+            task_status.started()
             try:
-                yield
+                await leave.wait()
             finally:
                 self._streamable = None
-                tasks.cancel_scope.cancel()
 
-    def announce_tools_changed(self) -> None:
-        """The catalog may have changed: tell the clients whose own list did. Returns at once; call it on the loop."""
-        self._audience.announce()
+    @property
+    def sessions(self) -> int:
+        """Handshake-era sessions open now."""
+        return open_sessions(self._streamable) if self._streamable else 0
 
-    def resource_updated(self, backend: str, uri: str) -> None:
-        """A followed resource changed at its server: tell those who follow it. Returns at once; call it on the loop."""
-        self._audience.updated(backend, uri)
-
-    async def drain(self, seconds: float) -> None:
-        """Begin to shut down: nothing new is taken, streams end, those that carry answers after their answers.
-
-        At most `seconds` are waited. What is still being answered on its own request is the HTTP server's to wait for.
-        """
-        self._gate.closing = True
-        self._audience.end()
-        with anyio.move_on_after(min(0.2, seconds)):
-            await anyio.sleep(0.05)  # listen streams say goodbye themselves
-        self._standing.end(answers=False)
-        with anyio.move_on_after(seconds):
-            while self._on_streams:
-                self._streams_idle = anyio.Event()
-                await self._streams_idle.wait()
-        self._standing.end(answers=True)
+    async def streams_idle(self) -> None:
+        """Wait until no call is under way whose answer travels on an HTTP+SSE stream."""
+        while self._on_streams:
+            self._streams_idle = anyio.Event()
+            await self._streams_idle.wait()
 
     async def serve_stdio(self, principal: Principal) -> None:
         """Serve one client over this process's standard input and output, to the end of input."""
@@ -209,7 +121,7 @@ class AgentServer:
 
     async def _streamable_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._streamable is None:
-            raise RuntimeError("AgentServer.running() is not entered")
+            raise RuntimeError("SdkServer.run() is not under way")
         principal: Principal = scope[PRINCIPAL]
         scope["user"] = owner(principal)
         _caller.set(principal)
@@ -217,11 +129,11 @@ class AgentServer:
 
     # ------------------------------------------------------------------------------------------------------ handlers
 
-    def _make_server(self, version: str, instructions: str) -> BrokerServer:
+    def _make_server(self, server_info: Mapping[str, str], instructions: str) -> BrokerServer:
         server = BrokerServer(
-            NAME,
-            version=version,
-            title=TITLE,
+            server_info["name"],
+            version=server_info["version"],
+            title=server_info["title"],
             instructions=instructions,
             get_tool_input_schema=self._mirrored_schema,
             cache_hints={

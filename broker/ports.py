@@ -24,10 +24,11 @@ from broker.model.directory import (
     SigningKey,
     Standing,
 )
-from broker.model.hold import Review
+from broker.model.hold import Edit, Review
 from broker.model.invocation import Admission, Intent, Invocation, InvocationQuery, Outcome
 from broker.model.principal import Principal
 from broker.model.quota import Charge, QuotaState
+from broker.model.sketch import Sketch
 from broker.model.tool import Tool
 
 
@@ -121,6 +122,13 @@ class Backend(Protocol):
         """
         ...
 
+    def sketch(self, tool: Tool, arguments: Mapping[str, Any], call: Call) -> Sketch:
+        """What `call` would send for these arguments, made by the same code; nothing is sent and nothing waited for.
+
+        Raises InvalidArguments for a value that could not be sent. Works before `open`, too.
+        """
+        ...
+
     async def aclose(self) -> None:
         """Let running calls end within 5 s, then cut. Leaves no process, socket or task behind."""
         ...
@@ -196,10 +204,28 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """A held call for its caller. result: the stored MCP result (JSON) when it ran and one is kept."""
+    """A held call for its caller. result: the stored MCP result (JSON) when it ran and one is kept. changes: what a
+    reviewer changed, as `Edit.changes`; empty when nothing."""
 
     invocation: Invocation
     result: bytes = b""
+    changes: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldParts:
+    """What is kept with a held call, each part as long as it is kept: all but the last two until it ends.
+
+    arguments, principal: as in the intent. sketch: a Sketch. previewed: an MCP result. changes: as `Edit.changes`.
+    before: what the record keeps of the arguments first asked for, when a reviewer changed them. All JSON.
+    """
+
+    arguments: bytes | None = None
+    principal: bytes | None = None
+    sketch: bytes | None = None
+    previewed: bytes | None = None
+    changes: bytes | None = None
+    before: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,9 +292,18 @@ class Store(Protocol):
         ...
 
     async def review(self, review: Review) -> Invocation:
-        """held -> approved, rejected or withdrawn (withdraw also from approved).
+        """held -> approved, rejected or withdrawn (withdraw also from approved). An approval that is not the last of
+        its quorum leaves it held.
 
-        Raises UnknownHold; Conflict (facts: state, reviewer, reviewed_at_ms) when somebody was first or it expired.
+        Raises UnknownHold; Conflict (facts: state, reviewer, reviewed_at_ms) when somebody was first or it expired, or
+        when this person has approved it already.
+        """
+        ...
+
+    async def edit(self, edit: Edit) -> Invocation:
+        """As `review` with an approval, for other arguments: earlier approvals are void, quotas are reserved anew.
+
+        Raises OverQuota too; then nothing changed.
         """
         ...
 
@@ -313,6 +348,10 @@ class Store(Protocol):
 
     async def held_arguments(self, call_id: str) -> bytes | None:
         """The exact arguments of an open hold, for its reviewer; None when it has ended."""
+        ...
+
+    async def held(self, call_id: str) -> HeldParts:
+        """What is kept with a held call; empty when it is none."""
         ...
 
     async def quotas(self, now_ms: int, *, quota: str = "", after: str = "", limit: int = 1000) -> list[QuotaState]:

@@ -267,6 +267,11 @@ def _no_credential(backend: str, why: str) -> BackendError:
     )
 
 
+def header_name(spec: Credential | None) -> str:
+    """The name of the header a credential goes into; "" without one."""
+    return "" if spec is None else spec.header or "Authorization"
+
+
 def outbound(backend: str, spec: Credential | None, secrets: Secrets, tls: Any) -> Outbound | None:
     """The auth for a manifest's `credential`; None when it has none. tls: for the token endpoint."""
     if spec is None:

@@ -22,7 +22,7 @@ from broker.backends.address import Origin
 from broker.backends.breaker import Breaker
 from broker.backends.bulkhead import Bulkhead
 from broker.backends.connecting import tls_of
-from broker.backends.credential import Credential, outbound
+from broker.backends.credential import Credential, header_name, outbound
 from broker.backends.decoding import ACCEPT_ENCODING, excerpt, is_json, media_type, strict_json_text
 from broker.backends.exchange import Cut, Exchange
 from broker.backends.placement import (
@@ -40,6 +40,7 @@ from broker.backends.upstream import USER_AGENT, Header, Response, Upstream
 from broker.errors import AnswerWithheld, BackendError, Broken, BrokerError, TimedOut, Unavailable
 from broker.model.answer import Answer
 from broker.model.call import Call
+from broker.model.sketch import Sketch
 from broker.model.tool import Tool
 from broker.ports import BackendContext, Health, Offer
 
@@ -132,7 +133,10 @@ class HttpBackend:
         self._detail = ""
         self._since_ms = context.clock.now_ms()
         self._upstream: Upstream | None = None
-        self._fixed: Mapping[str, Header] = {}
+        self._fixed: Mapping[str, Header] = _by_name(
+            {"Accept": "application/json, text/*", "Accept-Encoding": ACCEPT_ENCODING, "User-Agent": USER_AGENT}
+            | spec.headers
+        )
         self._closed = False
         self._auth = None
 
@@ -147,10 +151,6 @@ class HttpBackend:
             return
         quiet()
         self._auth = outbound(self.name, self._spec.credential, self._context.secrets, tls)
-        self._fixed = _by_name(
-            {"Accept": "application/json, text/*", "Accept-Encoding": ACCEPT_ENCODING, "User-Agent": USER_AGENT}
-            | self._spec.headers
-        )
         self._upstream = Upstream(
             f"Backend {self.name!r}",
             self._origin,
@@ -161,6 +161,18 @@ class HttpBackend:
             tls=tls,
         )
         self._become("up", "")
+
+    def sketch(self, tool: Tool, arguments: Mapping[str, Any], call: Call) -> Sketch:
+        """See ports.Backend."""
+        placed = cast("Placements", tool.action).place(arguments)
+        credential = header_name(self._spec.credential)
+        headers = self._headers(_named(placed, call), (credential, "") if credential else None)
+        return Sketch(
+            method=placed.method,
+            target=self._origin.url.removesuffix(self._origin.prefix) + self._target(placed),
+            headers=tuple(name.decode() for name, _ in headers.values()),
+            body=(placed.body or b"").decode(),
+        )
 
     def _become(self, state: Literal["up", "down"], detail: str) -> None:
         self._state, self._detail, self._since_ms = state, detail, self._context.clock.now_ms()
@@ -247,11 +259,7 @@ class HttpBackend:
 
     async def _ask(self, placed: Placed, call: Call, exchange: Exchange) -> Answer:
         assert self._upstream is not None  # noqa: S101 – checked by `call`
-        named = dict(placed.headers) | {"Idempotency-Key": call.id, "X-Broker-Call-Id": call.id}
-        if call.trace_parent:
-            named["traceparent"] = call.trace_parent
-        if placed.body is not None:
-            named["Content-Type"] = "application/json"
+        named = _named(placed, call)
         credential = None
         try:
             if self._auth is not None:
@@ -271,12 +279,20 @@ class HttpBackend:
         self, placed: Placed, named: Mapping[str, str], credential: tuple[str, str] | None, exchange: Exchange
     ) -> tuple[Response, bytes]:
         assert self._upstream is not None  # noqa: S101 – checked by `call`
+        headers = self._headers(named, credential)
+        response = await self._upstream.ask(
+            placed.method, self._target(placed), headers.values(), placed.body, exchange
+        )
+        return response, await self._body(response)
+
+    def _headers(self, named: Mapping[str, str], credential: tuple[str, str] | None) -> dict[str, Header]:
         headers = {**self._fixed, **_by_name(named)}
         if credential is not None:
             headers.update(_by_name(dict((credential,))))
-        target = (self._origin.prefix + placed.target) or "/"
-        response = await self._upstream.ask(placed.method, target, headers.values(), placed.body, exchange)
-        return response, await self._body(response)
+        return headers
+
+    def _target(self, placed: Placed) -> str:
+        return (self._origin.prefix + placed.target) or "/"
 
     async def _body(self, response: Response) -> bytes:
         """All of it, up to the cap; of an error answer that is cut off, nothing: its status already says it."""
@@ -355,6 +371,16 @@ class HttpBackend:
     @property
     def offer(self) -> Offer | None:
         return None
+
+
+def _named(placed: Placed, call: Call) -> dict[str, str]:
+    """The request's own headers: what the manifest places, and the broker's."""
+    named = dict(placed.headers) | {"Idempotency-Key": call.id, "X-Broker-Call-Id": call.id}
+    if call.trace_parent:
+        named["traceparent"] = call.trace_parent
+    if placed.body is not None:
+        named["Content-Type"] = "application/json"
+    return named
 
 
 def _by_name(headers: Mapping[str, str]) -> dict[str, Header]:

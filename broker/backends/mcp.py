@@ -17,18 +17,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import anyio
+import orjson
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from broker.backends.address import Origin
 from broker.backends.bulkhead import Bulkhead
-from broker.backends.credential import Credential
+from broker.backends.credential import Credential, header_name
 from broker.backends.decoding import short, storable
 from broker.backends.mcp_part import fault_of, natural_uri, renamed, request_of
 from broker.backends.spec import REFERENCE, Bytes, Seconds, Section, Tls
-from broker.errors import AnswerWithheld, Rejected, Unavailable
+from broker.errors import AnswerWithheld, InvalidArguments, Rejected, Unavailable
 from broker.model.answer import Answer
 from broker.model.call import Call
 from broker.model.part import Part
+from broker.model.sketch import Sketch
 from broker.model.tool import Tool
 from broker.ports import BackendContext, Health, Offer
 
@@ -151,15 +153,8 @@ class McpBackend:
             uri = natural_uri(tool.action, arguments)
             call.release = await self._link.watch(uri, deadline=deadline, timeout_s=timeout_s)
             return Answer(status="MCP resources/subscribe")
-        if isinstance(tool.action, Part):
-            method, params = request_of(tool.action, arguments, call)
-        else:
-            remote = cast("Remote", tool.action)
-            method, params = "tools/call", {"name": remote.name, "arguments": dict(arguments)}
-        params["_meta"] = _meta(call)
-        headers = {"Idempotency-Key": call.id, "X-Broker-Call-Id": call.id}
-        if call.trace_parent:
-            headers["traceparent"] = call.trace_parent
+        method, params = _request(tool, arguments, call)
+        headers = _headers(call)
         async with self._places.place(deadline):
             result = await self._link.request(
                 method, params, deadline=deadline, timeout_s=timeout_s, headers=headers, progress=_progress(call)
@@ -173,6 +168,19 @@ class McpBackend:
         if isinstance(tool.action, Part):
             return self._part_answer(tool.action, result, kind, method)
         return self._answer(result, kind)
+
+    def sketch(self, tool: Tool, arguments: Mapping[str, Any], call: Call) -> Sketch:
+        """See ports.Backend. body: the params of the request; its id and what the protocol's era adds to it (versions,
+        capabilities) come with the connection."""
+        method, params = _request(tool, arguments, call)
+        credential = header_name(self._spec.credential)
+        try:
+            body = orjson.dumps(params).decode()
+        except TypeError:
+            raise InvalidArguments("An argument is not valid JSON. Nothing was sent.") from None
+        if self._spec.command:
+            return Sketch(method, " ".join(self._spec.command), (), body)
+        return Sketch(method, self._spec.url, (*_headers(call), *((credential,) if credential else ())), body)
 
     def _part_answer(self, part: Part, result: dict[str, Any], kind: str, method: str) -> Answer:
         fault = fault_of(part, result, completing=method == "completion/complete")
@@ -222,6 +230,22 @@ class McpBackend:
     @property
     def offer(self) -> Offer | None:
         return self._link.offer if self._link else None
+
+
+def _request(tool: Tool, arguments: Mapping[str, Any], call: Call) -> tuple[str, dict[str, Any]]:
+    """Method and params."""
+    if isinstance(tool.action, Part):
+        method, params = request_of(tool.action, arguments, call)
+    else:
+        method, params = "tools/call", {"name": cast("Remote", tool.action).name, "arguments": dict(arguments)}
+    params["_meta"] = _meta(call)
+    return method, params
+
+
+def _headers(call: Call) -> dict[str, str]:
+    """The broker's own, where there are headers."""
+    headers = {"Idempotency-Key": call.id, "X-Broker-Call-Id": call.id}
+    return {**headers, "traceparent": call.trace_parent} if call.trace_parent else headers
 
 
 def _is_reserved(key: str) -> bool:

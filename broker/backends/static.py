@@ -12,6 +12,7 @@ from broker.backends.spec import Section
 from broker.errors import Unavailable
 from broker.model.answer import Answer
 from broker.model.call import Call
+from broker.model.sketch import Sketch
 from broker.model.tool import Tool
 from broker.ports import BackendContext, Health, Offer
 
@@ -48,6 +49,10 @@ class StaticBackend:
         if not isinstance(tool.action, Answer):
             raise TypeError(f"{tool.name} was compiled for another kind of backend")
         return tool.action
+
+    def sketch(self, tool: Tool, arguments: Mapping[str, Any], call: Call) -> Sketch:  # noqa: ARG002 – the port's
+        """Nothing leaves: the answer stands in the manifest."""
+        return Sketch("answer", f"the manifest's own answer of {tool.name}")
 
     async def aclose(self) -> None:
         self._health = Health("down", "closed", self._clock.now_ms())

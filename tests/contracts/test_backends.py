@@ -19,6 +19,7 @@ from broker.backends.mcp import Remote
 from broker.backends.static import KIND as STATIC
 from broker.backends.static import Action as StaticAction
 from broker.errors import TimedOut, Unavailable
+from broker.model.sketch import Sketch
 from broker.model.tool import Tool
 from broker.ports import Backend, BackendKind
 from tests.downstream import House, a_call, answering, ask, house, http_tool, kind_of, opened, text_of, tool_with
@@ -105,6 +106,18 @@ async def test_it_is_starting_then_up_then_answers(stand: Stand) -> None:
     assert text_of(await ask(backend, stand.sample.answers))
     await backend.aclose()
     assert backend.health.state == "down"
+
+
+async def test_it_shows_beforehand_what_it_would_send_and_the_same_each_time(stand: Stand) -> None:
+    backend = stand.kind.build("orders", stand.kind.Spec.model_validate(stand.sample.spec), stand.where)
+    closed = backend.sketch(stand.sample.answers, {}, a_call())
+    async with stand.opened() as opened_one:
+        shown = opened_one.sketch(stand.sample.answers, {}, a_call())
+        await ask(opened_one, stand.sample.answers)
+        assert opened_one.sketch(stand.sample.answers, {}, a_call()) == shown == closed
+    assert shown.method
+    assert shown.target
+    assert Sketch.unpack(shown.packed()) == shown
 
 
 async def test_many_calls_at_once_are_answered(stand: Stand) -> None:

@@ -19,12 +19,14 @@ import anyio
 import structlog
 
 from broker.auth import Context, Gatekeeper, authenticators, local
+from broker.auth.standing import Reviewers
 from broker.backends import BACKENDS
 from broker.catalog.catalog import Catalog, Shelf
 from broker.errors import RecordUnavailable
 from broker.model.invocation import Invocation
 from broker.pipeline.call import Pipeline
 from broker.pipeline.desk import Desk
+from broker.pipeline.runner import Runner
 from broker.ports import Backend, BackendKind, Clock, Directory, Secrets, Store
 from broker.reconciler import Reconciler
 from broker.secrets import Secrets as FileSecrets
@@ -78,6 +80,7 @@ class Broker:
     shelf: Shelf
     backends: dict[str, Backend]
     desk: Desk
+    runner: Runner
     pipeline: Pipeline
     reconciler: Reconciler
     where: Where
@@ -118,13 +121,23 @@ class Broker:
             shelf = Shelf(Catalog.empty())
             backends: dict[str, Backend] = {}
             secrets = FileSecrets(settings.directory)
+            runner = Runner(
+                shelf=shelf,
+                store=store,
+                clock=clock,
+                backends=backends,
+                recheck=gatekeeper.recheck,
+                reviewer_now=Reviewers(directory, where.base_url).now,
+                reviewer_scope=settings.hold.reviewer_scope,
+            )
             desk = Desk(
                 shelf=shelf,
                 store=store,
                 clock=clock,
+                backends=backends,
+                runner=runner,
                 reviewer_scope=settings.hold.reviewer_scope,
                 wait_s=settings.hold.wait_s,
-                recheck=gatekeeper.recheck,
             )
             pipeline = Pipeline(
                 shelf=shelf, store=store, desk=desk, backends=backends, clock=clock, calls=settings.limits.calls
@@ -149,6 +162,7 @@ class Broker:
                 shelf=shelf,
                 backends=backends,
                 desk=desk,
+                runner=runner,
                 pipeline=pipeline,
                 reconciler=reconciler,
                 where=where,
@@ -164,7 +178,7 @@ class Broker:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._sweep)
             tasks.start_soon(self.pipeline.settle_late)
-            tasks.start_soon(self.desk.run_approved, self.pipeline.run_held)
+            tasks.start_soon(self.runner.run_approved, self.pipeline.run_held)
             try:
                 yield
             finally:

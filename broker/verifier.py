@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 _OPENING = frozenset({"intent", "held", "denied"})
 _FINAL = frozenset({"denied", "rejected", "expired", "withdrawn", "succeeded", "failed"})
-_JSON = frozenset({"quotas", "laps_us", "scopes", "groups", "persons", "charges"})
+_JSON = frozenset({"quotas", "laps_us", "scopes", "groups", "persons", "charges", "terms", "bound", "votes"})
 _FRESH: dict[str, Any] = {"quotas": [], "backend_status": "", "result_digest": "", "result_bytes": 0}
 _FRESH_HOLD: dict[str, Any] = {
     "reviewer": "",
@@ -33,6 +33,9 @@ _FRESH_HOLD: dict[str, Any] = {
     "review_via": "",
     "reviewed_at_ms": 0,
     "collected_at_ms": 0,
+    "terms": {},
+    "bound": {},
+    "votes": [],
 }
 
 _ENTRIES = "select chain, seq, at_ms, kind, call_id, body, prev, hash from entry order by id"
@@ -272,6 +275,8 @@ class _Walk:
         if change:
             laps = {**call.says.get("laps_us", {}), **change.get("laps_us", {})}
             call.says.update(change, changed_at_ms=entry.at_ms, laps_us=laps)
+        if "kept" in body:
+            call.kept = body["kept"]  # a reviewer may change the arguments
         if "hold" in body:
             call.hold = {**(call.hold or _FRESH_HOLD), **body["hold"]}
         if call.says["state"] in _FINAL and (call.hold is None or call.hold["collected_at_ms"]):

@@ -55,6 +55,7 @@ class Entry:
     output: Checker | None = None
     audiences: tuple[Audience, ...] | None = None  # None: the catalog has no toolsets, everybody sees everything
     facts: Mapping[str, str] = field(default_factory=dict[str, str])  # its `tool.*` values
+    policy: str = ""  # digest over every rule, quota, toolset and limit that governs it: a hold is bound to it
     dropped: tuple[str, ...] = ()  # of a resource template: patterns of URIs it does not stand for
 
     def drops(self, uri: str) -> bool:

@@ -90,8 +90,10 @@ class _Compilation:
             self._quota(one, selector)
         for one in self.manifests.toolsets:
             audience = toolset.audience(one.spec)
+            said = _said(one)
             for draft in selector.named(one, one.spec.tools, self.problems, self.notes):
                 draft.audiences.append(audience)
+                draft.governed.append(said)
         if self.problems:
             return Catalog.empty()
         kept = [draft for draft in drafts if id(draft) not in self.left_out]
@@ -154,8 +156,10 @@ class _Compilation:
         for index, one in enumerate(rules):
             loc = ("rules", index, "when")
             self._judge(_Said(declared, loc, f"rules[{index}].when", one.when.references), drafts)
+        said = _said(declared)
         for draft in drafts:
             draft.rules += rules
+            draft.governed.append(said)
 
     def _quota(self, declared: Declared[quota.QuotaSpec], selector: Selector) -> None:
         spec = declared.spec
@@ -163,12 +167,14 @@ class _Compilation:
         drafts = selector.selected(declared, spec, self.problems, self.notes)
         if meter.amount is not None:
             kind = "cost" if spec.cost is not None else "tokens"
-            said = _Said(declared, (kind, "amount"), f"{kind}.amount", meter.amount.references, "a required argument")
-            self._judge(said, drafts)
+            named = _Said(declared, (kind, "amount"), f"{kind}.amount", meter.amount.references, "a required argument")
+            self._judge(named, drafts)
         if spec.concurrency is not None:
             meter = self._leased(declared, meter, drafts)
+        said = _said(declared)
         for draft in drafts:
             draft.meters.append(meter)
+            draft.governed.append(said)
 
     def _leased(self, declared: Declared[quota.QuotaSpec], meter: quota.Meter, drafts: list[Draft]) -> quota.Meter:
         """A place must not free itself while its call still runs: the lease outlives the longest call."""
@@ -203,7 +209,8 @@ class _Compilation:
     # ------------------------------------------------------------------------------------------------------ the whole
 
     def _catalog(self, drafts: list[Draft]) -> Catalog:
-        entries = {draft.name: draft.entry(everybody=not self.manifests.toolsets) for draft in drafts}
+        everybody, defaults = not self.manifests.toolsets, [self.hold.expires_s, self.hold.reviewer_scope]
+        entries = {draft.name: draft.entry(everybody=everybody, defaults=defaults) for draft in drafts}
         self._note_closed(entries)
         deciding = _deciding(entries, has_toolsets=bool(self.manifests.toolsets))
         reviewers = {scope for entry in entries.values() for one in entry.rules.rules for scope in _review_scopes(one)}
@@ -243,6 +250,11 @@ class _Compilation:
 
 
 _ANSWER = {"caps", "record", "redact", "result", "usage", "output"}
+
+
+def _said(declared: Declared[Any]) -> str:
+    """The digest of all a document says."""
+    return digest(declared.spec.model_dump(mode="json", by_alias=True))
 
 
 def _deciding(entries: Mapping[str, Entry], *, has_toolsets: bool) -> tuple[Any, ...]:

@@ -58,6 +58,7 @@ class Draft:
     rules: list[rule.Rule] = field(default_factory=list[rule.Rule])
     meters: list[Meter] = field(default_factory=list[Meter])
     audiences: list[Audience] = field(default_factory=list[Audience])
+    governed: list[str] = field(default_factory=list[str])  # digests of the documents that govern it
 
     @property
     def record(self) -> RecordMode:
@@ -74,8 +75,8 @@ class Draft:
             "tool.backend": self.plan.name,
         }
 
-    def entry(self, *, everybody: bool) -> Entry:
-        """everybody: there are no toolsets, so that all see all."""
+    def entry(self, *, everybody: bool, defaults: Sequence[Any] = ()) -> Entry:
+        """everybody: there are no toolsets, so that all see all. defaults: what the settings say of holds."""
         tool = self._tool()
         facts = self.facts
         return Entry(
@@ -89,6 +90,7 @@ class Draft:
             output=self.output,
             audiences=None if everybody else tuple(self.audiences),
             facts=facts,
+            policy=digest([self.governed, self.timeout_s, _limits(self.answer), everybody, *defaults]),
             dropped=self.dropped,
         )
 
@@ -140,6 +142,10 @@ class Draft:
         if any(word in schema for word in _COMPOSING):
             return False
         return schema.get("additionalProperties") is False or schema.get("unevaluatedProperties") is False
+
+
+def _limits(answer: AnswerSpec) -> Any:
+    return answer.model_dump(mode="json", include={"caps", "record", "redact", "result", "usage", "output"})
 
 
 def properties_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:

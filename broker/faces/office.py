@@ -23,12 +23,15 @@ from urllib.parse import unquote
 import jiter
 
 from broker.catalog.catalog import Entry, Shelf
-from broker.errors import Forbidden, UnknownHold
-from broker.model.hold import Hold
+from broker.errors import UnknownHold
+from broker.model.hold import Change, Hold
 from broker.model.invocation import Invocation, InvocationQuery
 from broker.model.principal import Principal, person
 from broker.model.quota import QuotaState
+from broker.model.sketch import Sketch
 from broker.pipeline.desk import Desk
+from broker.pipeline.editing import changed
+from broker.pipeline.reviewers import names
 from broker.ports import Backend, Clock, QueueCount, Store
 from broker.settings import Settings
 
@@ -36,7 +39,6 @@ SCANNED = 2_000  # records looked through for one page of somebody who may see f
 _PAGE = 500
 SCANNED_BUCKETS, _PAGE_OF_BUCKETS = 20_000, 1_000  # the same for quotas
 QUEUE_FILTERS = ("tool", "agent", "user", "rule")
-REASON_CHARS = 1_000
 
 Authenticate = Callable[[str | None, str], Awaitable[Principal]]
 """`Gatekeeper.authenticate`: (credential, door) -> who. Raises Unauthenticated; RecordUnavailable."""
@@ -109,7 +111,7 @@ class Office:
         return same_person and invocation.issuer == who.issuer
 
     def _reviews(self, who: Principal, hold: Hold | None) -> bool:
-        return hold is not None and bool(who.scopes & set(hold.scopes) or who.groups & set(hold.groups))
+        return hold is not None and names(hold, who, self.clock.now_ms())
 
     async def invocation(self, who: Principal, call_id: str) -> Invocation:
         """Raises UnknownHold, in the same words for what does not exist and what this person may not see."""
@@ -183,6 +185,23 @@ class Office:
         exact = await self.store.held_arguments(invocation.call_id)
         return invocation.kept if exact is None else jiter.from_json(exact)
 
+    async def sketch(self, invocation: Invocation) -> Sketch | None:
+        """What will be sent, rendered by the code that sends it; None when the hold has ended."""
+        packed = (await self.store.held(invocation.call_id)).sketch
+        return Sketch.unpack(packed) if packed else None
+
+    async def preview(self, invocation: Invocation) -> Any:
+        """The MCP result of the safe call made beforehand, while the hold is open; None when there is none."""
+        packed = (await self.store.held(invocation.call_id)).previewed
+        return jiter.from_json(packed) if packed else None
+
+    async def changes(self, invocation: Invocation) -> tuple[Change, ...]:
+        """What a reviewer changed before approving: whole while it is kept, then as far as the record keeps it."""
+        parts = await self.store.held(invocation.call_id)
+        if parts.changes:
+            return tuple(Change(**one) for one in jiter.from_json(parts.changes))
+        return tuple(changed(jiter.from_json(parts.before), invocation.kept)) if parts.before else ()
+
     async def quotas(self, who: Principal, *, quota: str = "", after: str = "", limit: int = 1000) -> Standing:
         """What is used, of his own buckets; of all of his tenant for who oversees it. after: the `next` of a page."""
         seen: list[QuotaState] = []
@@ -217,13 +236,21 @@ class Office:
         """Why this person may not decide on this hold, or ""."""
         return self.desk.objection(hold, who)
 
-    async def decide(self, who: Principal, call_id: str, *, approve: bool, reason: str, via: str) -> Invocation:
-        """Raises UnknownHold; Forbidden (not this person; no reason for a denial); Conflict (decided or expired)."""
+    async def decide(
+        self,
+        who: Principal,
+        call_id: str,
+        *,
+        approve: bool,
+        reason: str,
+        via: str,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> Invocation:
+        """arguments: approve with these instead. Raises UnknownHold, and what `Desk.review` raises."""
         await self.hold(who, call_id)
-        words = " ".join(reason.split())[:REASON_CHARS]
-        if not approve and not words:
-            raise Forbidden("A denial needs a reason.", next_step="Say in one sentence why; it is sent to the agent.")
-        return await self.desk.review(call_id, approve=approve, reviewer=who, reason=words, via=via)
+        return await self.desk.review(
+            call_id, approve=approve, reviewer=who, reason=reason, via=via, arguments=arguments
+        )
 
 
 def _cut(found: list[Invocation], limit: int) -> Page:

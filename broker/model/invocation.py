@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from broker.errors import Effect
-from broker.model.hold import Hold, HoldTerms
+from broker.model.hold import Bound, Hold, HoldTerms, Preview
 from broker.model.quota import Charge, QuotaState
 from broker.model.tool import RecordMode, ToolEffect
 
@@ -25,7 +25,7 @@ State = Literal[
 # committed as `dispatching`, the state that must be durable before the first byte leaves.
 TRANSITIONS: Mapping[State | Literal["received"], frozenset[State]] = {
     "received": frozenset({"denied", "held", "dispatching"}),
-    "held": frozenset({"approved", "rejected", "expired", "withdrawn"}),
+    "held": frozenset({"held", "approved", "rejected", "expired", "withdrawn"}),  # held again: one approval of several
     "approved": frozenset({"dispatching", "expired", "withdrawn"}),
     "dispatching": frozenset({"succeeded", "failed", "outcome_unknown"}),
     "outcome_unknown": frozenset({"succeeded", "failed"}),  # settled by a person or an idempotent question
@@ -77,6 +77,25 @@ class Intent:
     refusal: tuple[str, str, str] | None = None  # code, stage, message
     laps_us: Mapping[str, int] = field(default_factory=dict[str, int])  # stage -> microseconds
     key: str = ""  # digest of the caller's idempotency key, "" when it gave none
+    policy: str = ""  # the digest of all that governs the tool (Entry.policy); given only with `terms`
+    sketch: bytes = b""  # the Sketch as JSON; given only with `terms`
+    sketch_digest: str = ""
+    preview: Preview | None = None
+    previewed: bytes = b""  # its MCP result as JSON
+
+    @property
+    def bound(self) -> Bound:
+        """What an approval of this call is for."""
+        return Bound(
+            principal_key=self.principal_key,
+            agent=self.agent,
+            tool=self.tool,
+            definition=self.definition,
+            backend=self.backend,
+            policy=self.policy,
+            arguments=self.arguments_digest,
+            sketch=self.sketch_digest,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,9 +41,10 @@ from broker.model.call import TASK_META, Call
 from broker.model.invocation import Admission, Intent, Invocation, Outcome
 from broker.model.part import RESOURCE, Part
 from broker.model.principal import Principal
+from broker.model.sketch import Sketch
 from broker.pipeline import held_call, limits, recorder, replay
 from broker.pipeline.desk import Desk
-from broker.pipeline.dispatch import GRACE_S, Patience, as_broker_error, dispatch
+from broker.pipeline.dispatch import GRACE_S, Patience, as_broker_error, dispatch, sketch
 from broker.pipeline.tally import Tally
 from broker.policies.rule import Verdict
 from broker.ports import Backend, Clock, Store
@@ -128,7 +129,7 @@ class Pipeline:
         try:
             self._authenticate(call)
             if call.name == held_call.NAME:
-                return await self._desk.answer(call)
+                return await self._desk.answer(call, self.run_held)
             entry = await self._resolve(call)
             await self._validate(call, entry)
             verdict = await self._authorise(call, entry)
@@ -136,7 +137,7 @@ class Pipeline:
             if admission.state == "replayed":
                 return await self._replay(call, entry, _held(admission))
             if admission.state != "dispatching":
-                return await self._desk.wait(call, _held(admission))
+                return await self._desk.wait(call, _held(admission), self.run_held)
             call.is_plain = all(
                 state.kind in ("rate", "count", "repeat") for state in admission.quotas
             )  # those reserve nothing
@@ -147,7 +148,7 @@ class Pipeline:
     async def _replay(self, call: Call, entry: Entry, known: Invocation) -> Answer:
         """The same call again, by its idempotency key: never dispatched, whatever became of the first."""
         if known.hold is not None:
-            return replay.of_call(await self._desk.wait(call, known), known)
+            return replay.of_call(await self._desk.wait(call, known, self.run_held), known)
         return await replay.replay(known, self._store, wait_s=entry.tool.timeout_s + GRACE_S)
 
     async def run_held(self, entry: Entry, call: Call) -> Answer:
@@ -220,6 +221,7 @@ class Pipeline:
             )
         began = perf_counter_ns()
         now_ms = self._clock.now_ms()
+        shown = await self._sketch(call, entry, verdict) if verdict.outcome == "hold" else None
         intent = recorder.intent(
             call,
             entry,
@@ -229,6 +231,7 @@ class Pipeline:
             charges=entry.charges(call.principal, call.arguments, now_ms, call.task),
             terms=verdict.terms if verdict.outcome == "hold" else None,
             key=replay.key_of(call) if call.meta else "",
+            sketch=shown,
         )
         admission = await self._committed(intent)
         _lap(call, "admit", began)
@@ -237,6 +240,13 @@ class Pipeline:
             assert admission.over is not None, "a denied admission says which quota"  # noqa: S101 – the port's promise
             raise limits.refusal(call.name, admission.over)
         return admission
+
+    async def _sketch(self, call: Call, entry: Entry, verdict: Verdict) -> Sketch:
+        """What a reviewer will be shown. What cannot be sent is refused: no person is asked about it."""
+        try:
+            return sketch(entry, call, self._backends)
+        except BrokerError as refusal:
+            raise await self._refuse(call, entry, refusal, rule=verdict.rule) from None
 
     async def _run(self, entry: Entry, call: Call, *, keep_result: bool) -> Answer:
         """Dispatch an admitted call and record how it ended, whatever happens."""

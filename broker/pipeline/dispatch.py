@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from broker.catalog.catalog import Entry
 from broker.errors import BrokerError, Internal, TimedOut, Unavailable
 from broker.model.answer import Answer
 from broker.model.call import Call
+from broker.model.sketch import Sketch
 from broker.ports import Backend
 
 _SOURCES: Mapping[str, Callable[[Call], str]] = {
@@ -64,14 +66,8 @@ async def dispatch(entry: Entry, call: Call, backends: Mapping[str, Backend], pa
     On cancel: the backend abandons the request; what became of it is unknown.
     """
     tool = entry.tool
-    backend = backends.get(tool.backend)
-    if backend is None:
-        raise Unavailable(
-            f"Backend {tool.backend!r} is not configured any more.", next_step="Ask for the tool list again."
-        )
-    arguments: Mapping[str, object] = call.arguments
-    if tool.inject:
-        arguments = {**call.arguments, **{name: _SOURCES[source](call) for name, source in tool.inject}}
+    backend = _backend(entry, backends)
+    arguments = _filled(entry, call)
     task = asyncio.current_task()
     assert task is not None, "calls are made in tasks"  # noqa: S101
     patience.begin(task, tool.timeout_s + GRACE_S)
@@ -87,6 +83,29 @@ async def dispatch(entry: Entry, call: Call, backends: Mapping[str, Backend], pa
     finally:
         patience.end(task)
     return entry.shape(answer)
+
+
+def sketch(entry: Entry, call: Call, backends: Mapping[str, Backend]) -> Sketch:
+    """What `dispatch` would send for this call when it runs later, by itself: without what only the request under way
+    has (`_meta`, trace). Raises InvalidArguments for what cannot be sent; Unavailable as `dispatch`."""
+    alone = replace(call, meta={}, trace_parent="", progress=None)
+    return _backend(entry, backends).sketch(entry.tool, _filled(entry, alone), alone)
+
+
+def _backend(entry: Entry, backends: Mapping[str, Backend]) -> Backend:
+    backend = backends.get(entry.tool.backend)
+    if backend is None:
+        raise Unavailable(
+            f"Backend {entry.tool.backend!r} is not configured any more.", next_step="Ask for the tool list again."
+        )
+    return backend
+
+
+def _filled(entry: Entry, call: Call) -> Mapping[str, object]:
+    """The arguments with what the broker fills in."""
+    if not entry.tool.inject:
+        return call.arguments
+    return {**call.arguments, **{name: _SOURCES[source](call) for name, source in entry.tool.inject}}
 
 
 def as_broker_error(error: Exception) -> BrokerError:

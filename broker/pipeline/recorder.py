@@ -21,6 +21,7 @@ from broker.model.hold import HoldTerms
 from broker.model.invocation import Intent, Outcome
 from broker.model.principal import Principal
 from broker.model.quota import Charge
+from broker.model.sketch import Sketch
 
 
 def intent(
@@ -34,8 +35,10 @@ def intent(
     terms: HoldTerms | None = None,
     refusal: BrokerError | None = None,
     key: str = "",
+    sketch: Sketch | None = None,
 ) -> Intent:
-    """What is committed before anything leaves. entry is None when the tool could not be resolved. key: as sent."""
+    """What is committed before anything leaves. entry is None when the tool could not be resolved. key: as sent.
+    sketch: of a call that is to be held."""
     tool = entry.tool if entry else None
     caller = call.principal
     arguments = canonical(call.arguments)
@@ -68,6 +71,9 @@ def intent(
         refusal=(refusal.code, refusal.stage, refusal.sentence) if refusal else None,
         laps_us=call.laps_us,
         key=digest_of(key.encode()) if key else "",
+        policy=entry.policy if entry and terms else "",
+        sketch=sketch.packed() if sketch else b"",
+        sketch_digest=sketch.digest if sketch else "",
     )
 
 

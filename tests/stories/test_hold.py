@@ -168,24 +168,39 @@ async def test_a_reload_that_changes_the_tool_withdraws_its_holds(tmp_path: Path
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("new", "state"),
+    "new",
     [
-        ("hold, reviewers: {groups: [treasury]}, reason: large amounts need a person}", "failed"),
-        ("hold, reason: other words and the same reviewers}", "succeeded"),
-        ("allow}", "succeeded"),
-        ("deny, reason: no large amounts any more}", "failed"),
+        "hold, reviewers: {groups: [treasury]}, reason: large amounts need a person}",
+        "hold, reason: other words and the same reviewers}",
+        "allow}",
+        "deny, reason: no large amounts any more}",
     ],
 )
-async def test_an_approval_is_worth_what_the_rules_say_when_the_call_runs(tmp_path: Path, new: str, state: str) -> None:
+async def test_a_hold_does_not_outlive_the_rules_that_held_it(tmp_path: Path, new: str) -> None:
     async with broker_with(tmp_path, TOOLS) as broker:
         hold_id = await held(broker)
         changed = TOOLS.replace("hold, reason: large amounts need a person}", new)
         assert changed != TOOLS
         (tmp_path / "tool_manifests" / "tools.yaml").write_text(changed)
         await broker.reconciler.reload("test")
+        with pytest.raises(Conflict, match="withdrawn"):
+            await broker.desk.review(hold_id, approve=True, reviewer=reviewer(), via="test")
+        assert (await until_state(broker, hold_id, "withdrawn")).effect == "none"
+        with pytest.raises(Withdrawn, match="changed while the call was held"):
+            await perform(broker, "broker_held_call", {"id": hold_id}, writer)
+
+
+@pytest.mark.anyio
+async def test_a_change_of_other_rules_leaves_a_hold_as_it_is(tmp_path: Path) -> None:
+    async with broker_with(tmp_path, TOOLS) as broker:
+        hold_id = await held(broker)
+        other = "kind: quota\nname: reads\ntools: [note_read]\nrate: {limit: 9, per: 1m}\nby: []\n"
+        (tmp_path / "tool_manifests" / "more.yaml").write_text(other)
+        version = broker.shelf.current.version
+        await broker.reconciler.reload("test")
+        assert broker.shelf.current.version != version
         await broker.desk.review(hold_id, approve=True, reviewer=reviewer(), via="test")
-        ended = await until_state(broker, hold_id, "succeeded", "failed")
-        assert (ended.state, ended.effect) == (state, "done" if state == "succeeded" else "none")
+        assert (await until_state(broker, hold_id, "succeeded")).effect == "done"
 
 
 @pytest.mark.anyio
@@ -197,7 +212,11 @@ async def test_of_many_reviewers_one_wins_and_the_effect_follows_the_winner(tmp_
 
             async def decide(name: str, *, approve: bool, hold_id: str = hold_id, won: list[Invocation] = won) -> None:
                 with contextlib.suppress(Conflict):
-                    won.append(await broker.desk.review(hold_id, approve=approve, reviewer=reviewer(name), via="test"))
+                    won.append(
+                        await broker.desk.review(
+                            hold_id, approve=approve, reviewer=reviewer(name), reason="so", via="test"
+                        )
+                    )
 
             async with anyio.create_task_group() as tasks:
                 for number in range(4):

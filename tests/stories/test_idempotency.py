@@ -234,7 +234,7 @@ async def test_a_held_call_keeps_its_answer_for_its_key_after_it_was_collected(
 async def test_a_persons_no_stays_a_no_for_its_key(tmp_path: Path, ledger: Ledger, manifests: str) -> None:
     async with broker_with(tmp_path, manifests, hold={"wait_s": 0}) as broker:
         hold_id = await held(broker, "no", 61)
-        await broker.desk.review(hold_id, approve=False, reviewer=reviewer(), via="test")
+        await broker.desk.review(hold_id, approve=False, reviewer=reviewer(), reason="no", via="test")
         for _ in range(2):
             with pytest.raises(Denied):
                 await send(broker, "no", 61)

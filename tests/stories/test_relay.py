@@ -226,7 +226,9 @@ async def test_a_read_can_be_held_and_is_collected_like_a_call(tmp_path: Path) -
         assert library.asked == []
         (waiting,) = await records(house.broker, states=("held",))
         assert waiting.tool == "resource:book://emma"
-        decided = await house.broker.desk.review(waiting.call_id, approve=False, reviewer=reviewer(), via="test")
+        decided = await house.broker.desk.review(
+            waiting.call_id, approve=False, reviewer=reviewer(), reason="no", via="test"
+        )
         assert decided.state == "rejected"
         told = (await error_of(client.read_resource("book://emma"))).error
         assert (told.code, told.data["code"]) == (403, "denied_by_reviewer")

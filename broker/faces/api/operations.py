@@ -57,7 +57,14 @@ async def list_holds(asked: Asked) -> Any:
 
 async def get_hold(asked: Asked) -> Any:
     found = await asked.office.hold(asked.who, asked.path["id"])
-    return {**_held(asked, found), "arguments": await asked.office.arguments(found)}
+    sketch = await asked.office.sketch(found)
+    return {
+        **_held(asked, found),
+        "arguments": await asked.office.arguments(found),
+        "sketch": {**asdict(sketch), "digest": sketch.digest} if sketch else None,
+        "previewed": await asked.office.preview(found),
+        "changes": [asdict(one) for one in await asked.office.changes(found)],
+    }
 
 
 async def approve(asked: Asked) -> Any:
@@ -70,7 +77,14 @@ async def deny(asked: Asked) -> Any:
 
 async def _decide(asked: Asked, *, approve: bool) -> Any:
     reason = asked.body.get("reason", "")
-    decided = await asked.office.decide(asked.who, asked.path["id"], approve=approve, reason=reason, via="api")
+    decided = await asked.office.decide(
+        asked.who,
+        asked.path["id"],
+        approve=approve,
+        reason=reason,
+        via="api",
+        arguments=asked.body.get("arguments"),
+    )
     return _held(asked, decided)
 
 
@@ -169,6 +183,7 @@ _OF_QUOTAS: Mapping[str, Mapping[str, Any]] = {
     "limit": {"type": "integer", "minimum": 1, "maximum": MOST, "default": MOST},
     "after": {"type": "string", "maxLength": 2048, "description": "`next` of the page before."},
 }
+_OTHER = {"type": "object", "description": "Approve with these arguments instead; the caller is told."}
 _REASON = {"reason": {"type": "string", "maxLength": 1000}}
 _DECIDING = ("forbidden", "unknown_hold", "conflict")
 
@@ -183,7 +198,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "POST", "/api/holds/{id}/approve", "approveHold", "Approve: the broker runs the call once.",
-        approve, "Hold", body=_REASON, codes=_DECIDING,
+        approve, "Hold", body={**_REASON, "arguments": _OTHER}, codes=(*_DECIDING, "invalid_arguments", "over_quota"),
     ),
     Operation(
         "POST", "/api/holds/{id}/deny", "denyHold", "Deny: the call never runs; the reason is sent to the agent.",

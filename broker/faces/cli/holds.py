@@ -11,9 +11,11 @@ from broker.faces.cli import house
 from broker.faces.cli.invocation import HEADINGS, row
 from broker.faces.cli.output import print_json, print_table, say, stamp, styled
 from broker.faces.cli.records import open_source
-from broker.faces.text import rendered, safe
+from broker.faces.text import SHOWN, rendered, safe
 from broker.faces.words import as_document, span, who
+from broker.model.hold import Hold
 from broker.model.invocation import Invocation, InvocationQuery
+from broker.model.sketch import Sketch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,7 +74,9 @@ async def _arguments(records: Records | Remote, invocation: Invocation) -> Any:
 
 
 async def _document(records: Records | Remote, invocation: Invocation) -> dict[str, Any]:
-    return {**as_document(invocation), "arguments": await _arguments(records, invocation)}
+    sketch = (await records.store.held(invocation.call_id)).sketch
+    shown = jiter.from_json(sketch) if sketch else None
+    return {**as_document(invocation), "arguments": await _arguments(records, invocation), "sketch": shown}
 
 
 async def _card(records: Records | Remote, invocation: Invocation) -> list[str]:
@@ -83,19 +87,64 @@ async def _card(records: Records | Remote, invocation: Invocation) -> list[str]:
     settings = getattr(records, "settings", None)  # a remote broker's are its own business
     default = f"scope {settings.hold.reviewer_scope}" if settings else "the reviewer scope"
     what = safe(f"{invocation.tool_effect} on backend {invocation.backend}")
+    parts = await records.store.held(invocation.call_id)
     lines = [
         f"{styled(invocation.tool, 'bold')}  held {ago} ago, {styled(f'expires in {left}', 'held')}",
         f"  hold        {safe(invocation.call_id)}",
         f"  asked by    {safe(who(invocation))}",
         f"  because     {safe(hold.reason)} (rule {safe(invocation.rule)})",
         f"  reviewers   {safe(' or '.join(asked) or default)}; never the requester",
-        f"  expires     {stamp(hold.expires_at_ms)}",
+        *_approvals(hold, now_ms),
+        *_escalation(hold),
+        f"  expires     {stamp(hold.expires_at_ms)}{'; it runs then' if hold.on_expiry == 'allow' else ''}",
         f"  will do     {what}, with exactly these arguments:",
     ]
     lines += [f"    {shown}" for shown in rendered(await _arguments(records, invocation))]
+    lines += _sent(parts.sketch)
+    lines += _previewed(hold, parts.previewed)
     lines += [
         f"  digest      {safe(invocation.arguments_digest)}",
         f"  decide      broker approve {safe(invocation.call_id)}",
         f'              broker deny {safe(invocation.call_id)} --reason "…"',
     ]
     return lines
+
+
+def _approvals(hold: Hold, now_ms: int) -> list[str]:
+    if hold.quorum == 1:
+        return []
+    given = ", ".join(f"{one.reviewer} {span(now_ms - one.at_ms)} ago" for one in hold.approvals)
+    return [safe(f"  approvals   {len(hold.approvals)} of {hold.quorum}{f': {given}' if given else ''}")]
+
+
+def _escalation(hold: Hold) -> list[str]:
+    if not hold.escalates_at_ms:
+        return []
+    named = [f"scope {scope}" for scope in hold.escalation_scopes] + [
+        f"group {group}" for group in hold.escalation_groups
+    ]
+    return [f"  escalates   {stamp(hold.escalates_at_ms)} to {safe(' or '.join(named))}"]
+
+
+def _sent(packed: bytes | None) -> list[str]:
+    """The broker's own rendering of what will be sent; values of headers are not for people."""
+    if packed is None:
+        return []
+    sketch = Sketch.unpack(packed)
+    lines = [f"  will send   {safe(sketch.method)} {safe(sketch.target)}"]
+    lines += [f"  headers     {safe(', '.join(sketch.headers))}"] if sketch.headers else []
+    lines += [f"  body        {safe(sketch.body[:SHOWN])}"] if sketch.body else []
+    more = len(sketch.body) - SHOWN
+    lines += [f"              … and {more} more characters; --json has them all"] if more > 0 else []
+    return [*lines, f"              {sketch.digest}"]
+
+
+def _previewed(hold: Hold, packed: bytes | None) -> list[str]:
+    if hold.preview is None:
+        return []
+    if packed is None:
+        return [f"  preview     {safe(hold.preview.tool)} failed: {safe(hold.preview.failed)}"]
+    return [
+        f"  preview     {safe(hold.preview.tool)} says:",
+        *(f"    {line}" for line in rendered(jiter.from_json(packed))),
+    ]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from broker.faces.cli.remote import Remote
     from broker.model.invocation import Invocation, InvocationQuery
     from broker.model.quota import QuotaState
-    from broker.ports import Directory, Store
+    from broker.ports import Directory, HeldParts, Store
     from broker.settings import Settings
 
 
@@ -33,6 +33,8 @@ class Reader(Protocol):
     async def invocations(self, query: InvocationQuery) -> list[Invocation]: ...
 
     async def held_arguments(self, call_id: str) -> bytes | None: ...
+
+    async def held(self, call_id: str) -> HeldParts: ...
 
     async def quotas(self, now_ms: int, *, quota: str = "", after: str = "", limit: int = 1000) -> list[QuotaState]: ...
 

@@ -21,10 +21,10 @@ import orjson
 from broker.errors import Refusal, Unauthenticated, Unavailable
 from broker.faces.cli import logins, sign_in
 from broker.faces.cli.logins import Login
-from broker.model.hold import Hold
+from broker.model.hold import Approval, Hold, Preview
 from broker.model.invocation import Invocation, InvocationQuery
 from broker.model.quota import QuotaState
-from broker.ports import Clock
+from broker.ports import Clock, HeldParts
 
 PAGE = 500
 ANSWER_S = 30.0
@@ -142,6 +142,22 @@ class RemoteStore:
         still_open = found is not None and found.get("state") in ("held", "approved")
         return orjson.dumps(found["arguments"]) if found is not None and still_open else None
 
+    async def held(self, call_id: str) -> HeldParts:
+        """As ports.Store, without the principal."""
+        found = await self._api.get(f"/holds/{quote(call_id, safe='')}") or {}
+        sketch: Any = found.get("sketch")
+        shown = (
+            {name: value for name, value in cast("dict[str, Any]", sketch).items() if name != "digest"}
+            if sketch
+            else None
+        )
+        return HeldParts(
+            arguments=await self.held_arguments(call_id),
+            sketch=orjson.dumps(shown) if shown else None,
+            previewed=orjson.dumps(found["previewed"]) if found.get("previewed") is not None else None,
+            changes=orjson.dumps(found["changes"]) if found.get("changes") else None,
+        )
+
     async def quotas(
         self,
         now_ms: int,  # noqa: ARG002 – the remote broker's clock counts
@@ -173,7 +189,13 @@ def invocation_of(document: Mapping[str, Any]) -> Invocation:
     """The model behind `words.as_document`; fields of a newer broker are left out. Raises Unavailable."""
     hold = document.get("hold")
     made = _made(Invocation, {**document, "quotas": tuple(document.get("quotas") or ())})
-    return replace(made, hold=_made(Hold, hold) if hold else None)
+    return replace(made, hold=_hold(hold) if hold else None)
+
+
+def _hold(document: Mapping[str, Any]) -> Hold:
+    approvals = tuple(_made(Approval, one) for one in document.get("approvals") or ())
+    preview = document.get("preview")
+    return replace(_made(Hold, document), approvals=approvals, preview=_made(Preview, preview) if preview else None)
 
 
 def _made(kind: Any, document: Mapping[str, Any]) -> Any:
@@ -198,10 +220,13 @@ class Remote:
     store: RemoteStore
     clock: Clock
 
-    async def decide(self, call_id: str, *, approve: bool, reason: str) -> Invocation:
+    async def decide(
+        self, call_id: str, *, approve: bool, reason: str, arguments: Mapping[str, Any] | None = None
+    ) -> Invocation:
         """Raises Told: not this person, no reason, or somebody was first."""
         verb = "approve" if approve else "deny"
-        body = {"reason": reason} if reason else {}
+        body: dict[str, Any] = {"reason": reason} if reason else {}
+        body |= {} if arguments is None else {"arguments": arguments}
         return invocation_of(await self.api.post(f"/holds/{quote(call_id, safe='')}/{verb}", body))
 
 

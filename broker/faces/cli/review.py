@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from broker.errors import Forbidden
 from broker.faces.cli import house
+from broker.faces.cli.arguments import read_arguments
 from broker.faces.cli.invocation import find
 from broker.faces.cli.output import print_json, say, styled
 from broker.faces.cli.records import open_source
@@ -50,6 +52,10 @@ Wait = Annotated[
 def approve(
     hold: Id,
     reason: Annotated[str, typer.Option("--reason", help="A word for the record.", show_default=False)] = "",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Approve with this argument changed.", show_default=False),
+    ] = None,
     reviewer: Reviewer = "",
     password_stdin: PasswordStdin = False,
     wait: Wait = 5.0,
@@ -60,16 +66,19 @@ def approve(
     """Approve a held call: a serving broker then runs it once, exactly as shown.
 
     Waits a few seconds for it to run and says what happened. Exit code 1 when it failed or did not run.
+    Where several persons must approve, it says how many have. A changed call is judged as if its caller had sent it,
+    and the caller is told what you changed.
 
     Example:
       broker approve 0193d7a2-71b2-7c3e-9a55-0f6d1c2b3a49
       broker approve 1c2b3a49 --reason "checked with the customer"
+      broker approve 1c2b3a49 --set amount=40
     """
     _not_both(broker, reviewer)
     if broker:
-        house.run(_decide_there, broker, hold, True, reason, wait, as_json)
+        house.run(_decide_there, broker, hold, True, reason, wait, as_json, changes)
     else:
-        house.run(_decide, config, hold, True, reason, reviewer, password_stdin, wait, as_json)
+        house.run(_decide, config, hold, True, reason, reviewer, password_stdin, wait, as_json, changes)
 
 
 def deny(
@@ -99,22 +108,57 @@ def _not_both(broker: str, reviewer: str) -> None:
 
 
 async def _decide(
-    config: Path | None, hold: str, approved: bool, reason: str, account: str, stdin: bool, wait_s: float, as_json: bool
+    config: Path | None,
+    hold: str,
+    approved: bool,
+    reason: str,
+    account: str,
+    stdin: bool,
+    wait_s: float,
+    as_json: bool,
+    changes: list[str] | None = None,
 ) -> None:
-    async with house.deciding(config) as broker:
+    # Other arguments are judged by the catalog; a decision on what is there needs none.
+    async with house.tooled(config) if changes else house.deciding(config) as broker:
         invocation = await find(broker.store, hold, held_only=True)
         person = await _account(broker, account, stdin=stdin) if account else _operator(broker)
         decided = await broker.desk.review(
-            invocation.call_id, approve=approved, reviewer=person, reason=reason, via="cli"
+            invocation.call_id,
+            approve=approved,
+            reviewer=person,
+            reason=reason,
+            via="cli",
+            arguments=await _changed(broker.store, invocation, changes, broker.pipeline.input_schema(invocation.tool)),
         )
         await _tell(broker.store, decided, approved, wait_s, as_json)
 
 
-async def _decide_there(url: str, hold: str, approved: bool, reason: str, wait_s: float, as_json: bool) -> None:
+async def _decide_there(
+    url: str,
+    hold: str,
+    approved: bool,
+    reason: str,
+    wait_s: float,
+    as_json: bool,
+    changes: list[str] | None = None,
+) -> None:
     async with open_source(None, url) as remote:
         invocation = await find(remote.store, hold, held_only=True)
-        decided = await cast("Remote", remote).decide(invocation.call_id, approve=approved, reason=reason)
+        arguments = await _changed(remote.store, invocation, changes, None)
+        decided = await cast("Remote", remote).decide(
+            invocation.call_id, approve=approved, reason=reason, arguments=arguments
+        )
         await _tell(remote.store, decided, approved, wait_s, as_json)
+
+
+async def _changed(
+    store: Reader, invocation: Invocation, changes: list[str] | None, schema: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """The hold's arguments with these put over them; None when nothing is to change."""
+    if not changes:
+        return None
+    exact = await store.held_arguments(invocation.call_id)
+    return read_arguments(changes, (exact or b"{}").decode(), schema)
 
 
 async def _tell(store: Reader, decided: Invocation, approved: bool, wait_s: float, as_json: bool) -> None:
@@ -125,7 +169,7 @@ async def _tell(store: Reader, decided: Invocation, approved: bool, wait_s: floa
         print_json(as_document(decided))
     else:
         say(*_told(decided))
-    if approved and decided.state != "succeeded":
+    if approved and decided.state not in ("succeeded", "held"):
         raise typer.Exit(1)
 
 
@@ -144,6 +188,12 @@ async def _outcome(store: Reader, decided: Invocation, wait_s: float) -> Invocat
 def _told(invocation: Invocation) -> list[str]:
     what = f"{safe(invocation.tool)} for {safe(who(invocation))}"
     state = invocation.state
+    if state == "held" and invocation.hold:
+        given, quorum = len(invocation.hold.approvals), invocation.hold.quorum
+        return [
+            f"{styled('Approved', 'approved')} by {given} of {quorum}: {what}.",
+            "Another person has to approve it.",
+        ]
     if state == "rejected":
         return [f"{styled('Denied', 'denied')}: {what}. Nothing was done; the agent is told why."]
     if state == "approved":

@@ -1,20 +1,23 @@
 """Held calls in the store: opening, attaching, deciding, claiming, ending, collecting.
 
 Each function is a job of the writer and changes a state by one compare-and-set (transaction.advance), so that of
-reviewers, the clock, a withdrawal and several runners exactly one wins. The arguments and the principal of a held call
-lie sealed from its opening to its end, and are deleted with it; its result lies sealed until it was collected.
+reviewers, the clock, a withdrawal and several runners exactly one wins. The arguments, the principal and the sketch of
+a held call lie sealed from its opening to its end, and are deleted with it; its result lies sealed until it was
+collected.
+
+Whether a person may decide is the desk's to say; how many have, is counted here, where nobody can be in between.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from broker.errors import Conflict, UnknownHold
-from broker.model.canonical import canonical, digest
-from broker.model.hold import Review
+from broker.errors import Conflict, OverQuota, UnknownHold
+from broker.model.canonical import canonical, digest_of
+from broker.model.hold import Approval, Edit, Hold, Preview, Review
 from broker.model.invocation import Intent, Invocation, State
 from broker.model.principal import person
 from broker.model.quota import Charge, QuotaState
@@ -24,6 +27,8 @@ from broker.stores.sqlite.seal import SealBroken
 from broker.stores.sqlite.transaction import Transaction, advance
 
 RETRY_MS = 60_000  # when it is worth asking again while too many holds are open
+ALLOWED_MS = 3_600_000  # how long a call that nobody decided on, and that may run then, waits for a broker that runs it
+LET_RUN = "nobody decided in time, and its rule lets such a call run then"
 
 _TARGET: Mapping[str, State] = {"approve": "approved", "reject": "rejected", "withdraw": "withdrawn"}
 _OPEN_HOLDS = """select count(*), min(h.expires_at_ms)
@@ -36,8 +41,9 @@ _OPEN_HOLDS = """select count(*), min(h.expires_at_ms)
 
 
 def act(intent: Intent) -> str:
-    """What makes two calls the same act: who asks, what exactly was promised, with which arguments."""
-    return digest([intent.principal_key, intent.definition, intent.arguments_digest])
+    """What makes two calls the same act: who asks, what exactly was promised, under which rules, with which arguments.
+    What will be sent is not in it: the call's own id is, and that is another each time."""
+    return replace(intent.bound, sketch="").digest
 
 
 def attach(tx: Transaction, intent: Intent) -> Invocation | None:
@@ -52,14 +58,24 @@ def attach(tx: Transaction, intent: Intent) -> Invocation | None:
 
 def over_cap(tx: Transaction, intent: Intent) -> QuotaState | None:
     """Whether the agent has as many holds open as it may: the quota `open_holds`."""
-    count, soonest_ms = tx.db.execute(_OPEN_HOLDS, (intent.agent, intent.tenant, intent.issuer)).fetchone()
-    if count < tx.open_per_agent:
+    whose = (intent.agent, intent.tenant, intent.issuer)
+    over = _over(intent, tx.db.execute(_OPEN_HOLDS, whose).fetchone(), tx.open_per_agent, f"agent={intent.agent}")
+    of_rule = intent.terms.open_per_agent if intent.terms is not None else 0
+    if over is None and of_rule:
+        counted = tx.db.execute(f"{_OPEN_HOLDS} and i.rule = ?", (*whose, intent.rule)).fetchone()
+        over = _over(intent, counted, of_rule, f"agent={intent.agent},rule={intent.rule}")
+    return over
+
+
+def _over(intent: Intent, counted: tuple[int, int | None], limit: int, bucket: str) -> QuotaState | None:
+    count, soonest_ms = counted
+    if count < limit:
         return None
     return QuotaState(
         quota="open_holds",
-        bucket=f"agent={intent.agent}",
+        bucket=bucket,
         kind="concurrency",
-        limit=tx.open_per_agent,
+        limit=limit,
         left=0,
         unit="holds",
         retry_after_ms=max(1, min(RETRY_MS, (soonest_ms or RETRY_MS) - intent.at_ms)),
@@ -68,17 +84,35 @@ def over_cap(tx: Transaction, intent: Intent) -> QuotaState | None:
 
 def columns(intent: Intent, charges: tuple[Charge, ...]) -> dict[str, Any]:
     """The hold's own row as the entry has it. charges: taken when the call runs."""
-    assert intent.terms is not None, "only an intent with terms is held"  # noqa: S101 – admission's own branch
+    terms = intent.terms
+    assert terms is not None, "only an intent with terms is held"  # noqa: S101 – admission's own branch
     owner = json.loads(intent.principal or b"{}").get("owner", "")
     return {
         "act": act(intent),
-        "reason": intent.terms.reason,
-        "expires_at_ms": intent.at_ms + intent.terms.expires_in_ms,
-        "scopes": list(intent.terms.scopes),
-        "groups": list(intent.terms.groups),
+        "reason": terms.reason,
+        "expires_at_ms": intent.at_ms + terms.expires_in_ms,
+        "scopes": list(terms.scopes),
+        "groups": list(terms.groups),
         "persons": sorted({person(name) for name in (intent.user, intent.agent, owner) if name}),
         "charges": [asdict(charge) for charge in charges],
+        "terms": {
+            "quorum": terms.quorum,
+            "reasons": list(terms.reasons),
+            "escalates_at_ms": intent.at_ms + terms.escalates_in_ms if terms.escalates_in_ms else 0,
+            "escalation_scopes": list(terms.escalation_scopes),
+            "escalation_groups": list(terms.escalation_groups),
+            "on_expiry": terms.on_expiry,
+            "on_collect": terms.on_collect,
+            "confirm": terms.confirm,
+        },
+        "bound": bound_of(intent.bound.digest, intent.policy, intent.sketch_digest, intent.preview),
     }
+
+
+def bound_of(digest: str, policy: str, sketch: str, preview: Preview | None, edited_by: str = "") -> dict[str, Any]:
+    """What stands in the column `bound`."""
+    shown = asdict(preview) if preview else None
+    return {"digest": digest, "policy": policy, "sketch": sketch, "preview": shown, "edited_by": edited_by}
 
 
 def open_(tx: Transaction, intent: Intent, charges: tuple[Charge, ...]) -> Invocation | None:
@@ -86,19 +120,22 @@ def open_(tx: Transaction, intent: Intent, charges: tuple[Charge, ...]) -> Invoc
     row = {name: value if isinstance(value, str | int) else canonical(value).decode() for name, value in
            columns(intent, charges).items()}  # fmt: skip
     tx.db.execute(
-        """insert into hold (call_id, act, reason, expires_at_ms, scopes, "groups", persons, charges)
-        values (:call_id, :act, :reason, :expires_at_ms, :scopes, :groups, :persons, :charges)""",
+        """insert into hold (call_id, act, reason, expires_at_ms, scopes, "groups", persons, charges, terms, bound)
+        values (:call_id, :act, :reason, :expires_at_ms, :scopes, :groups, :persons, :charges, :terms, :bound)""",
         {"call_id": intent.call_id, **row},
     )
     _keep_sealed(tx, intent.call_id, "arguments", intent.arguments)
     _keep_sealed(tx, intent.call_id, "principal", intent.principal)
+    _keep_sealed(tx, intent.call_id, "sketch", intent.sketch)
+    if intent.previewed:
+        _keep_sealed(tx, intent.call_id, "preview", intent.previewed)
     tx.urgent = True
     return queries.one(tx.db, intent.call_id)
 
 
 def _keep_sealed(tx: Transaction, call_id: str, part: str, clear: bytes) -> None:
     tx.db.execute(
-        "insert into payload (call_id, part, body) values (?, ?, ?)",
+        "insert or replace into payload (call_id, part, body) values (?, ?, ?)",
         (call_id, part, tx.seal.close(call_id, part, clear)),
     )
 
@@ -114,24 +151,144 @@ def review(tx: Transaction, review: Review) -> Invocation:
     if _expire_if_due(tx, invocation, review.at_ms):
         raise _decided(queries.one(tx.db, review.call_id))
     target = _TARGET[review.decision]
-    decided = {
-        "reviewer": review.reviewer,
-        "review_reason": review.reason,
-        "review_via": review.via,
-        "reviewed_at_ms": review.at_ms,
-    }
-    facts = {"decision": review.decision, "hold": decided}
-    if not advance(tx, review.call_id, target, at_ms=review.at_ms, kind="review", facts=facts):
+    change: dict[str, Any] = {}
+    if target == "approved":
+        approvals = _with(invocation.hold.approvals, review) if invocation.state == "held" else ()
+        change["votes"] = [asdict(one) for one in approvals]
+        target = _reached(invocation.hold, approvals)
+    return _decide(tx, invocation, review, target, change)
+
+
+def _with(approvals: tuple[Approval, ...], review: Review) -> tuple[Approval, ...]:
+    """These and the review's own. Raises Conflict when this person is among them: a quorum counts persons."""
+    persons = review.persons or (person(review.reviewer),)
+    if any(set(persons) & set(one.persons) for one in approvals):
+        raise Conflict(
+            f"You have approved the held call {review.call_id} already.", next_step="Another person has to approve it."
+        )
+    one = Approval(review.reviewer, persons, review.reason, review.at_ms, review.via, review.issuer)
+    return (*approvals, one)
+
+
+def _reached(hold: Hold, approvals: tuple[Approval, ...]) -> State:
+    return "approved" if len(approvals) >= hold.quorum else "held"
+
+
+def _decide(
+    tx: Transaction,
+    invocation: Invocation,
+    review: Review,
+    target: State,
+    change: Mapping[str, Any],
+    *,
+    decision: str = "",
+    sets: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Invocation:
+    """Bring the hold where the decision leads, or raise Conflict. change: columns of its row; sets: of the call's."""
+    columns = dict(change)
+    if target != "held":
+        columns |= {
+            "reviewer": review.reviewer,
+            "review_reason": review.reason,
+            "review_via": review.via,
+            "reviewed_at_ms": review.at_ms,
+        }
+    said = {**(facts or {}), "decision": decision or review.decision, "by": review.reviewer, "hold": columns}
+    if not advance(tx, review.call_id, target, at_ms=review.at_ms, kind="review", change=sets, facts=said):
         raise _decided(invocation)
-    tx.db.execute(
-        """update hold set reviewer = :reviewer, review_reason = :review_reason, review_via = :review_via,
-        reviewed_at_ms = :reviewed_at_ms where call_id = :call_id""",
-        {"call_id": review.call_id, **decided},
-    )
-    if target != "approved":
+    _change(tx, review.call_id, columns)
+    if target in ("rejected", "withdrawn"):
         _end_unrun(tx, review.call_id)
     tx.urgent = True
     return _still(queries.one(tx.db, review.call_id))
+
+
+_CHANGE = """update hold set reviewer = coalesce(:reviewer, reviewer),
+    review_reason = coalesce(:review_reason, review_reason), review_via = coalesce(:review_via, review_via),
+    reviewed_at_ms = coalesce(:reviewed_at_ms, reviewed_at_ms), expires_at_ms = coalesce(:expires_at_ms, expires_at_ms),
+    charges = coalesce(:charges, charges), bound = coalesce(:bound, bound), votes = coalesce(:votes, votes)
+    where call_id = :call_id"""
+_CHANGEABLE = (
+    "reviewer",
+    "review_reason",
+    "review_via",
+    "reviewed_at_ms",
+    "expires_at_ms",
+    "charges",
+    "bound",
+    "votes",
+)
+
+
+def _change(tx: Transaction, call_id: str, columns: Mapping[str, Any]) -> None:
+    values = {
+        name: value if value is None or isinstance(value, str | int) else canonical(value).decode()
+        for name, value in ((name, columns.get(name)) for name in _CHANGEABLE)
+    }
+    tx.db.execute(_CHANGE, {"call_id": call_id, **values})
+
+
+def edit(tx: Transaction, edit: Edit) -> Invocation:
+    """See ports.Store.edit. What the call reserved is given back and what it takes now is reserved, or nothing changes.
+
+    A rate is not taken again: it limits asking, and the caller has asked once.
+    """
+    review = edit.review
+    invocation = queries.one(tx.db, review.call_id)
+    if invocation is None or invocation.hold is None:
+        raise UnknownHold(f"There is no held call {review.call_id[:64]!r}.")
+    if _expire_if_due(tx, invocation, review.at_ms) or invocation.state != "held":
+        raise _decided(queries.one(tx.db, review.call_id))
+    now = tuple(charge for charge in edit.charges if charge.kind in ("count", "cost"))
+    later = [asdict(charge) for charge in edit.charges if charge.kind == "concurrency"]
+    tx.db.execute("savepoint edit")
+    quota.settle(tx, review.call_id, ran=False)
+    _, over = quota.charge(tx, now, review.call_id, review.at_ms, held=True)
+    if over is not None:
+        tx.db.execute("rollback to edit")
+        tx.db.execute("release edit")
+        raise OverQuota(
+            f"Refused: quota {over.quota} has {over.left} of {over.limit} {over.unit} left, too little for the changed "
+            "call.",
+            retry_after_ms=over.retry_after_ms,
+            next_step="Change the arguments further, or approve the call as it is.",
+            quota=over.quota,
+            bucket=over.bucket,
+        )
+    tx.db.execute("release edit")
+    approvals = _with((), review)
+    bound = bound_of(edit.bound, edit.policy, edit.sketch_digest, edit.preview, review.reviewer)
+    change = {"charges": later, "bound": bound, "votes": [asdict(one) for one in approvals]}
+    tx.db.execute(
+        "update invocation set arguments_digest = ? where call_id = ?", (edit.arguments_digest, review.call_id)
+    )
+    _keep_sealed(tx, review.call_id, "arguments", edit.arguments)
+    _keep_sealed(tx, review.call_id, "sketch", edit.sketch)
+    _keep_sealed(tx, review.call_id, "changes", edit.changes)
+    if edit.previewed:
+        _keep_sealed(tx, review.call_id, "preview", edit.previewed)
+    return _decide(
+        tx,
+        invocation,
+        review,
+        _reached(invocation.hold, approvals),
+        change,
+        decision="edit",
+        sets={"arguments_digest": edit.arguments_digest},
+        facts=_keep_both(tx, review.call_id, edit.kept),
+    )
+
+
+def _keep_both(tx: Transaction, call_id: str, kept: bytes | None) -> dict[str, Any]:
+    """What the record keeps of the changed arguments, and of those first asked for beside them."""
+    if kept is None:
+        return {}
+    before = tx.db.execute("select body from payload where call_id = ? and part = 'kept'", (call_id,)).fetchone()
+    if before is not None:
+        tx.db.execute("insert or ignore into payload values (?, 'kept_before', ?)", (call_id, before[0]))
+    tx.db.execute("insert or replace into payload values (?, 'kept', ?)", (call_id, kept))
+    return {"kept": digest_of(kept)}
 
 
 def _decided(invocation: Invocation | None) -> Conflict:
@@ -156,10 +313,13 @@ def _end_unrun(tx: Transaction, call_id: str) -> None:
     """The hold ended and nothing was sent: what it reserved goes back, its sealed arguments go."""
     quota.settle(tx, call_id, ran=False)
     forget_arguments(tx, call_id)
+    tx.db.execute("delete from payload where call_id = ? and part = 'changes'", (call_id,))
 
 
 def forget_arguments(tx: Transaction, call_id: str) -> None:
-    tx.db.execute("delete from payload where call_id = ? and part in ('arguments', 'principal')", (call_id,))
+    tx.db.execute(
+        "delete from payload where call_id = ? and part in ('arguments', 'principal', 'sketch', 'preview')", (call_id,)
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- expiration
@@ -192,6 +352,21 @@ def _expire_if_due(tx: Transaction, invocation: Invocation, now_ms: int) -> bool
 
 
 def _expire(tx: Transaction, call_id: str, now_ms: int) -> bool:
+    """Reject it, or let it run where its rule says so; what nobody ran within ALLOWED_MS is rejected."""
+    invocation = queries.one(tx.db, call_id)
+    hold = invocation.hold if invocation is not None else None
+    if invocation is not None and hold is not None and hold.on_expiry == "allow" and invocation.state == "held":
+        columns = {
+            "reviewer": "broker",
+            "review_reason": LET_RUN,
+            "reviewed_at_ms": now_ms,
+            "expires_at_ms": now_ms + ALLOWED_MS,
+        }
+        if not advance(tx, call_id, "approved", at_ms=now_ms, kind="expiry", facts={"hold": columns}):
+            return False
+        _change(tx, call_id, columns)
+        tx.urgent = True
+        return True
     if not advance(tx, call_id, "expired", at_ms=now_ms, kind="expiry"):
         return False
     _end_unrun(tx, call_id)

@@ -6,7 +6,7 @@ import json
 import sqlite3
 from typing import Any, cast
 
-from broker.model.hold import Hold
+from broker.model.hold import Approval, Hold, Preview
 from broker.model.invocation import OPEN, Invocation, InvocationQuery
 from broker.ports import OpenCalls
 
@@ -15,7 +15,7 @@ _SELECT = """select i.call_id, i.state, i.at_ms, i.changed_at_ms, i.face, i.agen
         i.rule, i.policy_version, i.arguments_digest, i.quotas, i.code, i.stage, i.message, i.effect,
         i.backend_status, i.result_digest, i.result_bytes, i.laps_us, i.writer, k.body,
         h.reason, h.expires_at_ms, h.scopes, h."groups", h.persons, h.reviewer, h.review_reason, h.reviewed_at_ms,
-        h.collected_at_ms
+        h.collected_at_ms, h.terms, h.bound, h.votes
     from invocation i
     left join hold h on h.call_id = i.call_id and i.held = 1
     left join payload k on k.call_id = i.call_id and k.part = 'kept'"""
@@ -136,7 +136,11 @@ def _invocation(row: Any) -> Invocation:
 
 
 def _hold(row: Any) -> Hold:
-    reason, expires_at_ms, scopes, groups, persons, reviewer, review_reason, reviewed_at_ms, collected_at_ms = row
+    (
+        reason, expires_at_ms, scopes, groups, persons, reviewer, review_reason, reviewed_at_ms, collected_at_ms,
+        packed_terms, packed_bound, packed_votes,
+    ) = row  # fmt: skip
+    terms, bound = json.loads(packed_terms), json.loads(packed_bound)
     return Hold(
         reason=reason,
         expires_at_ms=expires_at_ms,
@@ -147,4 +151,23 @@ def _hold(row: Any) -> Hold:
         review_reason=review_reason,
         reviewed_at_ms=reviewed_at_ms,
         collected_at_ms=collected_at_ms,
+        quorum=terms.get("quorum", 1),
+        reasons=tuple(terms.get("reasons", ("deny",))),
+        escalates_at_ms=terms.get("escalates_at_ms", 0),
+        escalation_scopes=tuple(terms.get("escalation_scopes", ())),
+        escalation_groups=tuple(terms.get("escalation_groups", ())),
+        on_expiry=terms.get("on_expiry", "reject"),
+        on_collect=terms.get("on_collect", False),
+        confirm=terms.get("confirm", False),
+        approvals=tuple(_approval(vote) for vote in json.loads(packed_votes)),
+        bound=bound.get("digest", ""),
+        policy=bound.get("policy", ""),
+        sketch_digest=bound.get("sketch", ""),
+        preview=Preview(**bound["preview"]) if bound.get("preview") else None,
+        edited_by=bound.get("edited_by", ""),
     )
+
+
+def _approval(vote: dict[str, Any]) -> Approval:
+    vote["persons"] = tuple(vote["persons"])
+    return Approval(**vote)

@@ -157,6 +157,15 @@ _IDEMPOTENCY = (
 )
 
 
+# terms: what the rule asks besides who may review. bound: what an approval is for (its digest and parts), and the
+# preview. votes: approvals given so far. Rows from before have none of these and mean the defaults of model.hold.Hold.
+_HOLD_TERMS = (
+    "alter table hold add column terms text not null default '{}'",
+    "alter table hold add column bound text not null default '{}'",
+    "alter table hold add column votes text not null default '[]'",
+)
+
+
 @MIGRATIONS()
 def tables(database: Database) -> None:
     for statement in _TABLES:
@@ -190,3 +199,9 @@ def breakers(database: Database) -> None:
 def held_lately(database: Database) -> None:
     """What people look at all the time: of one tenant, what was held, by its last change."""
     database.conn.execute("create index invocation_held on invocation (tenant, changed_at_ms) where held = 1")
+
+
+@MIGRATIONS()
+def hold_terms(database: Database) -> None:
+    for statement in _HOLD_TERMS:
+        database.conn.execute(statement)

@@ -18,10 +18,10 @@ import anyio.to_thread
 from uuid_utils import uuid7
 
 from broker.errors import RecordUnavailable
-from broker.model.hold import Review
+from broker.model.hold import Edit, Review
 from broker.model.invocation import OPEN, Admission, Intent, Invocation, InvocationQuery, Outcome
 from broker.model.quota import Charge, QuotaState
-from broker.ports import Claimed, Clock, Collected, Load, OpenCalls, QueueCount, Swept
+from broker.ports import Claimed, Clock, Collected, HeldParts, Load, OpenCalls, QueueCount, Swept
 from broker.stores.sqlite import admission, hold, liveness, outcome, queries, queue, sweep
 from broker.stores.sqlite import quota as quotas
 from broker.stores.sqlite.database import connect, migrate, unavailable
@@ -99,6 +99,9 @@ class SqliteStore:
     async def review(self, review: Review) -> Invocation:
         return await self.writer.run(hold.review, review)
 
+    async def edit(self, edit: Edit) -> Invocation:
+        return await self.writer.run(hold.edit, edit)
+
     async def claim(self, call_id: str, now_ms: int) -> Claimed | None:
         return await self.writer.run(
             hold.claim, (call_id, now_ms), lambda late: self._regret(call_id, late is not None)
@@ -118,11 +121,13 @@ class SqliteStore:
             assert invocation is not None and invocation.hold is not None, "records are not deleted"  # noqa: S101
         if invocation.state in OPEN:
             return Collected(invocation)
-        result = await self._read(lambda db: self._unsealed(db, call_id, "result"))
+        result, changes = await self._read(
+            lambda db: (self._unsealed(db, call_id, "result"), self._unsealed(db, call_id, "changes"))
+        )
         if not invocation.hold.collected_at_ms:
             await self.writer.run(hold.collected, (call_id, now_ms))
             invocation = await self.invocation(call_id) or invocation
-        return Collected(invocation, result or b"")
+        return Collected(invocation, result or b"", changes or b"")
 
     async def sweep(self, now_ms: int) -> Swept:
         await self._bury_the_dead(now_ms)
@@ -185,6 +190,20 @@ class SqliteStore:
 
     async def result(self, call_id: str) -> bytes | None:
         return await self._read(lambda db: self._unsealed(db, call_id, "result"))
+
+    async def held(self, call_id: str) -> HeldParts:
+        def parts(db: sqlite3.Connection) -> HeldParts:
+            before = db.execute("select body from payload where call_id = ? and part = 'kept_before'", (call_id,))
+            row = before.fetchone()
+            return HeldParts(
+                *(
+                    self._unsealed(db, call_id, part)
+                    for part in ("arguments", "principal", "sketch", "preview", "changes")
+                ),
+                before=row[0] if row else None,
+            )
+
+        return await self._read(parts)
 
     async def quotas(self, now_ms: int, *, quota: str = "", after: str = "", limit: int = 1000) -> list[QuotaState]:
         return await self._read(lambda db: quotas.standing(db, now_ms, quota=quota, after=after, limit=limit))

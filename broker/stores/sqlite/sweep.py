@@ -77,7 +77,8 @@ def tidy(tx: Transaction, now_ms: int) -> int:
         """delete from payload where (call_id, part) in (
             select p.call_id, p.part from payload p left join hold h on h.call_id = p.call_id
             join invocation i on i.call_id = p.call_id
-            where p.part = 'result' and not exists (select 1 from idempotency k where k.call_id = p.call_id)
+            where p.part in ('result', 'changes')
+            and not exists (select 1 from idempotency k where k.call_id = p.call_id)
             and (h.call_id is null or (h.collected_at_ms > 0 and h.collected_at_ms < ?) or i.changed_at_ms < ?)
             limit ?)""",
         (now_ms - RESULT_AFTER_COLLECTED_MS, now_ms - RESULT_UNCOLLECTED_MS, CHUNK),

@@ -58,7 +58,7 @@ _ADVANCE: Mapping[State, str] = {
         + f" where call_id = ?10 and state in ({_sources(target)})"
     )
     for target in TRANSITIONS
-    if target not in ("received", "denied", "held")
+    if target not in ("received", "denied")
 }
 
 

@@ -34,6 +34,8 @@ from broker.settings import Settings
 from broker.stores import STORES
 
 SWEEP_EVERY_S = 5.0
+STEP_EVERY_S = 2.0
+STEP_PAUSE_S = 0.01  # leaves most of the time to the calls
 
 log = structlog.get_logger("broker")
 
@@ -106,6 +108,18 @@ class Broker:
             for invocation in swept.outcome_unknown:
                 log.warning("outcome unknown", call_id=invocation.call_id, tool=invocation.tool, agent=invocation.agent)
 
+    async def _keep_in_step(self) -> None:
+        """Take new calls into what questions are answered from, while the records are idle, for ever."""
+        while True:
+            await anyio.sleep(STEP_EVERY_S)
+            try:
+                more = True
+                while more:
+                    more = await self.store.keep_in_step()
+                    await anyio.sleep(STEP_PAUSE_S)
+            except RecordUnavailable:
+                continue  # the sweep says so
+
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: Settings, *, work: bool = True, clock: Clock | None = None) -> AsyncGenerator[Broker]:
@@ -177,6 +191,7 @@ class Broker:
     async def _working(self) -> AsyncGenerator[None]:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._sweep)
+            tasks.start_soon(self._keep_in_step)
             tasks.start_soon(self.pipeline.settle_late)
             tasks.start_soon(self.runner.run_approved, self.pipeline.run_held)
             try:

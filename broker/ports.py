@@ -27,6 +27,7 @@ from broker.model.directory import (
 from broker.model.hold import Edit, Review
 from broker.model.invocation import Admission, Intent, Invocation, InvocationQuery, Outcome
 from broker.model.principal import Principal
+from broker.model.question import By, Group
 from broker.model.quota import Charge, QuotaState
 from broker.model.sketch import Sketch
 from broker.model.tool import Tool
@@ -344,6 +345,15 @@ class Store(Protocol):
 
     async def held_lately(self, query: InvocationQuery) -> list[Invocation]:
         """Calls that were held at some time, within one tenant (`within` must be given), the last changed first."""
+        ...
+
+    async def sums(self, query: InvocationQuery, by: By) -> list[Group]:
+        """All calls that the query finds, whatever its limit, summed by one fact of theirs."""
+        ...
+
+    async def keep_in_step(self) -> bool:
+        """Take some more calls into what sums and words are found by, if nothing else is to be written now; True when
+        there may be more to take in. For whoever has nothing else to do."""
         ...
 
     async def held_arguments(self, call_id: str) -> bytes | None:

@@ -23,10 +23,11 @@ from urllib.parse import unquote
 import jiter
 
 from broker.catalog.catalog import Entry, Shelf
-from broker.errors import UnknownHold
+from broker.errors import Forbidden, UnknownHold
 from broker.model.hold import Change, Hold
 from broker.model.invocation import Invocation, InvocationQuery
 from broker.model.principal import Principal, person
+from broker.model.question import By, Group
 from broker.model.quota import QuotaState
 from broker.model.sketch import Sketch
 from broker.pipeline.desk import Desk
@@ -179,6 +180,12 @@ class Office:
             return await self.store.held_lately(query)
         found = await self.store.held_lately(replace(query, limit=_PAGE))
         return [one for one in found if self.sees(who, one)][: query.limit]
+
+    async def sums(self, who: Principal, query: InvocationQuery, by: By) -> list[Group]:
+        """What the query finds, summed by one fact, for who oversees his tenant's records. Raises Forbidden."""
+        if not self.oversees(who):
+            raise Forbidden(f"Sums over everybody's calls take the scope {self.settings.hold.reviewer_scope}.")
+        return await self.store.sums(replace(query, within=who.tenant), by)
 
     async def arguments(self, invocation: Invocation) -> Any:
         """Exactly what will be sent, for an open hold; else what the record kept; None when nothing is left."""

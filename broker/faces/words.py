@@ -31,9 +31,13 @@ def as_document(invocation: Invocation) -> dict[str, Any]:
 
 
 def why(invocation: Invocation) -> str:
-    """The one reason worth a column: the error's code, else the rule that decided."""
-    if invocation.state == "held" and invocation.hold:
-        return f"{invocation.rule}: {invocation.hold.reason}"
+    """The one reason worth a column: who decided, else the error's code, else the rule that decided."""
+    hold = invocation.hold
+    if invocation.state == "held" and hold:
+        return f"{invocation.rule}: {hold.reason}"
+    if hold and hold.reviewer and not invocation.code:
+        verb = {"rejected": "denied", "withdrawn": "withdrawn"}.get(invocation.state, "approved")
+        return f"{invocation.rule}: {verb} by {hold.reviewer}"
     return invocation.code or invocation.rule
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from broker.errors import Effect
 from broker.model.hold import Bound, Hold, HoldTerms, Preview
+from broker.model.question import Condition
 from broker.model.quota import Charge, QuotaState
 from broker.model.tool import RecordMode, ToolEffect
 
@@ -198,3 +199,5 @@ class InvocationQuery:
     held_only: bool = False  # only calls that were held at some time
     limit: int = 100
     oldest_first: bool = False
+    where: tuple[Condition, ...] = ()  # on arguments that are kept in clear, all of them
+    words: str = ""  # all in the arguments that are kept in clear; a word that ends with * stands for its beginnings

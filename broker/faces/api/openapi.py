@@ -16,6 +16,7 @@ from broker.model.quota import QuotaKind
 
 ALWAYS = ("malformed_request", "unauthenticated", "record_unavailable", "internal")
 
+_NUMBER: Mapping[str, Any] = {"type": "number", "minimum": 0}
 _TEXT: Mapping[str, Any] = {"type": "string"}
 _COUNT: Mapping[str, Any] = {"type": "integer", "minimum": 0}
 _FLAG: Mapping[str, Any] = {"type": "boolean"}
@@ -100,6 +101,14 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
     "Invocations": _list("Invocation", next=_NEXT),
     "InvocationInFull": _all(_ref("Invocation"), _object(timeline={"type": "array", "items": _ref("Step")})),
     "Step": _object(what=_TEXT, at_ms=_COUNT, took_us=_COUNT, detail=_TEXT),
+    "Sum": _object(
+        name=_TEXT,
+        **dict.fromkeys(("calls", "refused", "failed", "unknown", "sent"), _COUNT),
+        mean_ms=_NUMBER,
+        slowest_ms=_NUMBER,
+        spent={"type": "object", "additionalProperties": _COUNT},
+    ),
+    "Sums": _list("Sum"),
     "Quota": _object(
         quota=_TEXT,
         bucket=_TEXT,

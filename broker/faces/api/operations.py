@@ -5,15 +5,17 @@ Handlers take (Asked) and return a JSON value, or raise BrokerError. What must n
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast, get_args
 
+from broker.errors import Malformed
 from broker.faces.office import Offered, Office
 from broker.faces.words import as_document, timeline
 from broker.model.hold import Hold
 from broker.model.invocation import Invocation, InvocationQuery, State
 from broker.model.principal import Principal
+from broker.model.question import CONDITION, FIRST, MOST_CONDITIONS, By, Condition, Sort
 
 MOST = 500
 LIST = 50
@@ -93,6 +95,13 @@ async def list_invocations(asked: Asked) -> Any:
     return {"items": [as_document(one) for one in page.items], "next": page.next}
 
 
+async def list_sums(asked: Asked) -> Any:
+    query = _query(asked, states=tuple(asked.query.get("state", ())))
+    found = await asked.office.sums(asked.who, query, asked.query.get("by", "tool"))
+    found.sort(key=FIRST[asked.query.get("sort", "calls")])
+    return {"items": [asdict(one) for one in found[: query.limit]]}
+
+
 async def get_invocation(asked: Asked) -> Any:
     found = await asked.office.invocation(asked.who, asked.path["id"])
     return {**as_document(found), "timeline": [asdict(step) for step in timeline(found)]}
@@ -156,7 +165,19 @@ def _query(asked: Asked, *, states: tuple[State, ...], held_only: bool = False) 
         code=given.get("code", ""),
         before=given.get("before", ""),
         after=given.get("after", ""),
+        words=given.get("search", ""),
+        where=_conditions(given.get("where", ()), given.get("tool", "")),
     )
+
+
+def _conditions(texts: Sequence[str], tool: str) -> tuple[Condition, ...]:
+    """Arguments mean something of one tool only, and looking through everybody's would take long."""
+    if texts and not tool:
+        raise Malformed("`where` needs a `tool`: conditions are on the arguments of one.")
+    try:
+        return tuple(Condition.read(text) for text in texts)
+    except ValueError as error:
+        raise Malformed(f"`where`: {error}.") from error
 
 
 # ----------------------------------------------------------------------------------------------------------- the table
@@ -177,6 +198,18 @@ _FILTERS: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("agent", "user", "tool", "backend", "rule", "code"), _TEXT),
     "since_ms": {**_TIME, "description": "Milliseconds since 1970, UTC."},
     "until_ms": {**_TIME, "description": "Milliseconds since 1970, UTC; not included."},
+    "search": {**_TEXT, "description": "Words, all in the arguments that are kept; `refun*` finds beginnings."},
+    "where": {
+        "type": "array",
+        "items": {**_TEXT, "pattern": CONDITION},
+        "maxItems": MOST_CONDITIONS,
+        "description": "Conditions on kept arguments, such as `args.amount > 100`, with commas between.",
+    },
+}
+_SUMMED: Mapping[str, Mapping[str, Any]] = {
+    **{name: schema for name, schema in _FILTERS.items() if name not in ("before", "after")},
+    "by": {"enum": list(get_args(By)), "default": "tool"},
+    "sort": {"enum": list(get_args(Sort)), "default": "calls", "description": "What comes first, by its largest."},
 }
 _OF_QUOTAS: Mapping[str, Mapping[str, Any]] = {
     "quota": {**_TEXT, "description": "Only this one."},
@@ -215,6 +248,10 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "GET", "/api/quotas", "listQuotas", "What is used of the quotas you may see, by quota and bucket.",
         list_quotas, "Quotas", parameters=_OF_QUOTAS,
+    ),
+    Operation(
+        "GET", "/api/sums", "listSums", "Calls summed by one of their facts, for who sees all calls of his tenant.",
+        list_sums, "Sums", parameters=_SUMMED, codes=("forbidden",),
     ),
     Operation("GET", "/api/catalog", "listTools", "The tools that exist for you.", list_tools, "Catalog"),
 )  # fmt: skip

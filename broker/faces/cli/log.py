@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import replace
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
+from anyio import move_on_after
 
 from broker.faces.cli import house
 from broker.faces.cli.invocation import HEADINGS, detail, find, line, row
-from broker.faces.cli.output import print_json, print_json_line, print_table, say
-from broker.faces.cli.records import open_source
-from broker.faces.words import as_document
+from broker.faces.cli.output import print_json, print_json_line, print_table, say, tell
+from broker.faces.cli.records import Records, open_source
+from broker.faces.words import as_document, span
 from broker.model.invocation import OPEN, Invocation, InvocationQuery, State
+from broker.model.question import FIRST, MOST_CONDITIONS, By, Condition, Group, Sort
+from broker.model.quota import spoken
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from broker.faces.cli.records import Reader
+    from broker.faces.cli.remote import Remote
 
 PAGE = 1_000
+IN_STEP_S = 3.0
 _AGO = re.compile(r"(\d+)\s*(s|m|h|d|w)")
+_DAYS = {"today": 0, "yesterday": 1}
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -47,9 +54,31 @@ def log(
         ),
     ] = None,
     since: Annotated[
-        str, typer.Option(metavar="WHEN", help="30m, 2h, 1d ago, or a date and time.", show_default=False)
+        str,
+        typer.Option(metavar="WHEN", help="30m, 2h, 1d ago, today, yesterday, or a date and time.", show_default=False),
     ] = "",
     until: Annotated[str, typer.Option(metavar="WHEN", help="As --since.", show_default=False)] = "",
+    search: Annotated[
+        str,
+        typer.Option(
+            metavar="WORDS",
+            show_default=False,
+            help="Only calls with all these words in the arguments that are kept in clear; `refun*` finds beginnings.",
+        ),
+    ] = "",
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            show_default=False,
+            help="Only calls whose kept arguments fit, such as 'args.amount > 100'; may be repeated.",
+        ),
+    ] = None,
+    by: Annotated[
+        By | None,
+        typer.Option("--by", show_default=False, help="Sums by this, instead of single calls."),
+    ] = None,
+    sort: Annotated[Sort, typer.Option("--sort", help="With --by: what comes first, by its largest.")] = "calls",
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="Most calls to show, the latest ones.")] = 50,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with new calls and changes until interrupted.")
@@ -64,6 +93,11 @@ def log(
       broker log --agent support-bot --since 1h
       broker log --state denied --state held --json
       broker log 1c2b3a49
+      broker log --agent support-bot --user ann --since yesterday --until today
+      broker log --tool orders_refund --where 'args.amount > 100'
+      broker log --state denied --by rule
+      broker log --since 7d --by tool --sort cost
+      broker log --by backend --sort time
       broker log --follow
     """
     states = tuple(state or ())
@@ -87,20 +121,38 @@ def log(
         since_ms=moment(since, now_ms, "--since"),
         until_ms=moment(until, now_ms, "--until"),
         limit=limit,
+        where=_conditions(where or ()),
+        words=search,
     )
     if call:
         house.run(_one, config, broker, call, as_json)
+    elif by:
+        house.run(_sums, config, broker, query, by, sort, as_json)
     else:
         house.run(_many, config, broker, query, follow, as_json)
 
 
+def _conditions(texts: Sequence[str]) -> tuple[Condition, ...]:
+    """Raises BadParameter."""
+    if len(texts) > MOST_CONDITIONS:
+        raise typer.BadParameter(f"at most {MOST_CONDITIONS} conditions", param_hint="--where")
+    try:
+        return tuple(Condition.read(text) for text in texts)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--where") from error
+
+
 def moment(text: str, now_ms: int, option: str) -> int:
-    """Milliseconds UTC of `1h` (ago) or a date and time (local unless it says otherwise); 0 for "".
+    """Milliseconds UTC of `1h` (ago), the beginning of `today` or `yesterday`, or a date and time (local unless it says
+    otherwise); 0 for "".
 
     Raises BadParameter.
     """
     if not text:
         return 0
+    if text.strip() in _DAYS:
+        midnight = datetime.fromtimestamp(now_ms / 1000).astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
+        return int((midnight - timedelta(days=_DAYS[text.strip()])).timestamp() * 1000)
     ago = _AGO.fullmatch(text.strip())
     if ago:
         return now_ms - int(ago[1]) * _UNIT_S[ago[2]] * 1000
@@ -108,7 +160,8 @@ def moment(text: str, now_ms: int, option: str) -> int:
         return int(datetime.fromisoformat(text).astimezone().timestamp() * 1000)
     except (ValueError, OverflowError) as error:
         raise typer.BadParameter(
-            f"{text!r} is neither like 30m, 2h, 1d nor a date such as 2026-11-23T14:00", param_hint=option
+            f"{text!r} is neither like 30m, 2h, 1d, today, yesterday nor a date such as 2026-11-23T14:00",
+            param_hint=option,
         ) from error
 
 
@@ -125,6 +178,8 @@ async def _many(config: Path | None, broker: str, query: InvocationQuery, follow
     async with open_source(config, broker) as records:
         if follow:
             await _follow(records.store, query, as_json)
+        if query.words:
+            await _in_step(records)
         found = list(reversed(await records.store.invocations(query)))
         if as_json:
             print_json([as_document(one) for one in found])
@@ -133,6 +188,45 @@ async def _many(config: Path | None, broker: str, query: InvocationQuery, follow
             print_table(HEADINGS, [row(one, short=short) for one in found], styles={0: "dim", 2: "*"})
         else:
             say("No call fits." if query != InvocationQuery(limit=query.limit) else "No call yet.")
+
+
+async def _sums(config: Path | None, broker: str, query: InvocationQuery, by: By, sort: Sort, as_json: bool) -> None:
+    async with open_source(config, broker) as records:
+        found = sorted(await records.store.sums(query, by), key=FIRST[sort])[: query.limit]
+    if as_json:
+        print_json([{by: one.name, **_document(one)} for one in found])
+    elif found:
+        print_table(_headings(by), [_sum(one) for one in found])
+    else:
+        say("No call fits.")
+
+
+def _document(one: Group) -> dict[str, Any]:
+    return {key: value for key, value in asdict(one).items() if key != "name"}
+
+
+def _headings(by: By) -> tuple[str, ...]:
+    return (by.upper(), "CALLS", "REFUSED", "FAILED", "UNKNOWN", "MEAN", "SLOWEST", "COST")
+
+
+def _sum(one: Group) -> list[str]:
+    numbers = (str(number) if number else "" for number in (one.calls, one.refused, one.failed, one.unknown))
+    times = (span(one.mean_ms), span(one.slowest_ms)) if one.sent else ("", "")
+    return [
+        one.name or "–",
+        *numbers,
+        *times,
+        ", ".join(" ".join(spoken(number, unit)) for unit, number in one.spent.items()),
+    ]
+
+
+async def _in_step(source: Records | Remote) -> None:
+    """Words are found in what has been taken in; a serving broker does that within seconds, and so do we."""
+    with move_on_after(IN_STEP_S) as waited:
+        while isinstance(source, Records) and await source.store.keep_in_step():
+            pass
+    if waited.cancelled_caught:
+        tell("Not all calls are taken into the search yet; what is missing will be found later.")
 
 
 async def _follow(store: Reader, query: InvocationQuery, as_json: bool) -> None:

@@ -20,6 +20,7 @@ from broker.faces.cli import house
 if TYPE_CHECKING:
     from broker.faces.cli.remote import Remote
     from broker.model.invocation import Invocation, InvocationQuery
+    from broker.model.question import By, Group
     from broker.model.quota import QuotaState
     from broker.ports import Directory, HeldParts, Store
     from broker.settings import Settings
@@ -31,6 +32,8 @@ class Reader(Protocol):
     async def invocation(self, call_id: str) -> Invocation | None: ...
 
     async def invocations(self, query: InvocationQuery) -> list[Invocation]: ...
+
+    async def sums(self, query: InvocationQuery, by: By) -> list[Group]: ...
 
     async def held_arguments(self, call_id: str) -> bytes | None: ...
 

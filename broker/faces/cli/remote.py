@@ -23,6 +23,7 @@ from broker.faces.cli import logins, sign_in
 from broker.faces.cli.logins import Login
 from broker.model.hold import Approval, Hold, Preview
 from broker.model.invocation import Invocation, InvocationQuery
+from broker.model.question import By, Group
 from broker.model.quota import QuotaState
 from broker.ports import Clock, HeldParts
 
@@ -31,7 +32,7 @@ ANSWER_S = 30.0
 SOON_S = 30  # an access token that ends within is renewed first
 LOOK_EVERY_S = 1.0
 
-_FILTERS = ("agent", "user", "tool", "backend", "rule", "code", "since_ms", "until_ms", "before")
+_FILTERS = ("agent", "user", "tool", "backend", "rule", "code", "since_ms", "until_ms")
 
 
 class Told(Refusal):
@@ -127,15 +128,20 @@ class RemoteStore:
         path = "/holds" if query.held_only and not _narrowed(query) else "/invocations"
         found: list[Invocation] = []
         while len(found) < query.limit:
-            asked = {name: value for name in _FILTERS if (value := getattr(query, name)) and path == "/invocations"}
+            asked = (
+                _asked(query) if path == "/invocations" else {"state": ",".join(query.states)} if query.states else {}
+            )
             asked |= {name: value for name in ("before", "after") if (value := getattr(query, name))}
-            asked |= {"state": ",".join(query.states)} if query.states else {}
             page = await self._api.get(path, {**asked, "limit": min(PAGE, query.limit - len(found))}) or {}
             found += [invocation_of(one) for one in page.get("items", ())]
             if not page.get("next"):
                 break
             query = replace(query, **{"after" if query.after else "before": page["next"]})
         return found[::-1] if query.oldest_first and not query.after else found
+
+    async def sums(self, query: InvocationQuery, by: By) -> list[Group]:
+        found = await self._api.get("/sums", {**_asked(query), "by": by, "limit": PAGE}) or {}
+        return [_made(Group, one) for one in found.get("items", ())]
 
     async def held_arguments(self, call_id: str) -> bytes | None:
         found = await self._api.get(f"/holds/{quote(call_id, safe='')}")
@@ -181,8 +187,19 @@ class RemoteStore:
         return True
 
 
+def _asked(query: InvocationQuery) -> dict[str, Any]:
+    """The filters of the query as the API names them. Raises Told for a comma in a condition."""
+    asked = {name: value for name in _FILTERS if (value := getattr(query, name))}
+    asked |= {"state": ",".join(query.states)} if query.states else {}
+    asked |= {"search": query.words} if query.words else {}
+    conditions = [str(condition) for condition in query.where]
+    if any("," in condition for condition in conditions):
+        raise Told({"message": "A condition with a comma cannot be sent to a remote broker.", "code": "malformed"})
+    return asked | ({"where": ",".join(conditions)} if conditions else {})
+
+
 def _narrowed(query: InvocationQuery) -> bool:
-    return any(getattr(query, name) for name in _FILTERS if name != "before")
+    return bool(query.words or query.where) or any(getattr(query, name) for name in _FILTERS)
 
 
 def invocation_of(document: Mapping[str, Any]) -> Invocation:

@@ -39,7 +39,7 @@ def finish(tx: Transaction, outcome: Outcome) -> None:
     ):
         _check_same(tx, outcome)
         return
-    if not outcome.is_plain:
+    if outcome.spent or not outcome.is_plain:
         quota.settle(
             tx,
             call_id,

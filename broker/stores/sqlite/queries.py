@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Mapping
 from typing import Any, cast
 
 from broker.model.hold import Approval, Hold, Preview
@@ -20,11 +21,12 @@ _SELECT = """select i.call_id, i.state, i.at_ms, i.changed_at_ms, i.face, i.agen
     left join hold h on h.call_id = i.call_id and i.held = 1
     left join payload k on k.call_id = i.call_id and k.part = 'kept'"""
 
-# What is asked all the time is asked of few rows: the planner must not walk the whole history for it.
-_SELECT_OPEN = _SELECT.replace("from invocation i", "from invocation i indexed by invocation_open")
 _OPEN = "i.state in ('held', 'approved', 'dispatching')"  # the condition of that partial index, word for word
 _COUNT_OPEN = f"""select i.state, count(*), min(i.at_ms) from invocation i indexed by invocation_open
     where {_OPEN} group by i.state"""  # noqa: S608 – constants of this file
+_WINDOW = "select count(*) from (select 1 from invocation where at_ms >= ? and at_ms < ? limit ?)"
+_OF_USER = """(i.id in (select id from digest_user where "user" = ?) or i.id > (select upto from digest_at))"""
+FEW = 20_000  # rows of a window of time that are looked through one by one
 _EQUAL = {  # filter of InvocationQuery -> its column
     "agent": "i.agent",
     "user": 'i."user"',
@@ -37,6 +39,18 @@ _EQUAL = {  # filter of InvocationQuery -> its column
 }
 
 
+# A value is compared with its own kind only: SQLite would hold any text to be more than any number.
+_TEXT = "cast(k.body as text)"
+_KIND = f"json_type({_TEXT}, ?)"
+_CONDITIONS: Mapping[type, str] = {
+    bool: f"{_KIND} {{}} ? and {_KIND} in ('true', 'false')",
+    int: f"json_extract({_TEXT}, ?) {{}} ? and {_KIND} in ('integer', 'real')",
+    float: f"json_extract({_TEXT}, ?) {{}} ? and {_KIND} in ('integer', 'real')",
+    str: f"json_extract({_TEXT}, ?) {{}} ? and {_KIND} = 'text'",
+}
+_OPERATORS = {"=": "=", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
+
+
 def one(db: sqlite3.Connection, call_id: str) -> Invocation | None:
     row = db.execute(f"{_SELECT} where i.call_id = ?", (call_id,)).fetchone()
     return None if row is None else _invocation(row)
@@ -44,10 +58,10 @@ def one(db: sqlite3.Connection, call_id: str) -> Invocation | None:
 
 def some(db: sqlite3.Connection, query: InvocationQuery) -> list[Invocation]:
     """In order of commit, newest first; with `after`, oldest first, so that who follows misses nothing."""
-    where_, values = where(query)
-    select = _SELECT_OPEN if _OPEN in where_ else _SELECT
+    conditions, values = where(query)
+    select = _SELECT.replace("invocation i", source_of(db, query), 1)
     order = "asc" if query.after or query.oldest_first else "desc"
-    sql = f"{select} where {' and '.join(where_)} order by i.id {order} limit ?"
+    sql = f"{select} where {' and '.join(conditions)} order by i.id {order} limit ?"
     return [_invocation(row) for row in db.execute(sql, (*values, query.limit))]
 
 
@@ -56,6 +70,20 @@ def open_calls(db: sqlite3.Connection) -> OpenCalls:
     found = {state: (number, since_ms) for state, number, since_ms in rows}
     numbers = {state: found.get(state, (0, 0))[0] for state in OPEN}
     return OpenCalls(**numbers, oldest_hold_ms=found.get("held", (0, 0))[1])
+
+
+def source_of(db: sqlite3.Connection, query: InvocationQuery) -> str:
+    """Where to look for it. The planner knows nothing of how many rows fit, so what is surely few is said to it."""
+    if query.words:
+        return "search cross join invocation i on i.id = search.rowid"
+    if query.states and OPEN.issuperset(query.states):
+        return "invocation i indexed by invocation_open"
+    if query.since_ms and not query.after:
+        window = (query.since_ms, query.until_ms or 2**62, FEW)
+        (number,) = db.execute(_WINDOW, window).fetchone()
+        if number < FEW:
+            return "invocation i indexed by invocation_at"
+    return "invocation i"
 
 
 def where(query: InvocationQuery) -> tuple[list[str], list[Any]]:
@@ -68,6 +96,9 @@ def where(query: InvocationQuery) -> tuple[list[str], list[Any]]:
             values.append(wanted)
     if query.code:
         where.append("i.code <> ''")  # lets the partial index be used
+    if query.user:
+        where.append(_OF_USER)
+        values.append(query.user)
     if query.states:
         where.append(f"i.state in ({', '.join('?' * len(query.states))})")
         values.extend(query.states)
@@ -90,7 +121,24 @@ def where(query: InvocationQuery) -> tuple[list[str], list[Any]]:
         values.append(query.within)
     if query.held_only:
         where.append("i.call_id in (select call_id from hold)")  # few, beside all records
+    if query.words:
+        where.append("search match ? and i.id not in (select id from search_gone)")  # see source_of
+        values.append(_match(query.words))
+    for condition in query.where:
+        where.append(_CONDITIONS[type(condition.value)].format(_OPERATORS[condition.operator]))
+        path, value = "$" + "".join(f'."{step}"' for step in condition.path), condition.value
+        values += [path, str(value).lower() if isinstance(value, bool) else value, path]
     return where, values
+
+
+def _match(words: str) -> str:
+    """Plain words as a question to the index; whatever they hold, they are words (FTS5, 3.1)."""
+    asked = " ".join(
+        f'"{word.removesuffix("*")}"{"*" if word.endswith("*") else ""}'
+        for word in words.translate({ord('"'): " ", 0: " "}).split()
+        if word.strip("*")
+    )
+    return asked or '""'
 
 
 def _invocation(row: Any) -> Invocation:

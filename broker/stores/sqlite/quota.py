@@ -140,6 +140,7 @@ def settle(
     failed_at_ms: it ended badly, for quotas of errors.
     """
     reported: Mapping[str, int] = spent or {}
+    costs = dict(reported) if ran else {}
     rows: list[tuple[str, str, QuotaKind, int, str, int]] = tx.db.execute(
         "select quota, bucket, kind, starts_at_ms, unit, amount from reservation where call_id = ?", (call_id,)
     ).fetchall()
@@ -154,9 +155,12 @@ def settle(
         if kind == "count":
             used, reserved = (0 if ran else -amount), 0
         elif kind == "cost" and ran:
-            used = min(MOST, max(0, reported.get(unit, amount)))
+            used = costs[unit] = min(MOST, max(0, reported.get(unit, amount)))
         if used or reserved:
             tx.db.execute(_SETTLE, (MOST, used, reserved, quota, bucket, kind, starts_at_ms))
+    if costs:
+        keep = "insert into spent (call_id, unit, amount) values (?, ?, ?) on conflict do nothing"
+        tx.db.executemany(keep, [(call_id, unit, amount) for unit, amount in costs.items()])
     return len(rows)
 
 

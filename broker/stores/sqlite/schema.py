@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from sqlite_utils import Database, Migrations
 
+from broker.stores.sqlite.digest import TABLES as DIGESTS
+
 MIGRATIONS = Migrations("store")
 
 _TABLES = (
@@ -204,4 +206,10 @@ def held_lately(database: Database) -> None:
 @MIGRATIONS()
 def hold_terms(database: Database) -> None:
     for statement in _HOLD_TERMS:
+        database.conn.execute(statement)
+
+
+@MIGRATIONS()
+def digests(database: Database) -> None:
+    for statement in DIGESTS:
         database.conn.execute(statement)

@@ -20,9 +20,10 @@ from uuid_utils import uuid7
 from broker.errors import RecordUnavailable
 from broker.model.hold import Edit, Review
 from broker.model.invocation import OPEN, Admission, Intent, Invocation, InvocationQuery, Outcome
+from broker.model.question import By, Group
 from broker.model.quota import Charge, QuotaState
 from broker.ports import Claimed, Clock, Collected, HeldParts, Load, OpenCalls, QueueCount, Swept
-from broker.stores.sqlite import admission, hold, liveness, outcome, queries, queue, sweep
+from broker.stores.sqlite import admission, digest, hold, liveness, outcome, queries, questions, queue, sweep
 from broker.stores.sqlite import quota as quotas
 from broker.stores.sqlite.database import connect, migrate, unavailable
 from broker.stores.sqlite.ledger import RESERVED
@@ -38,6 +39,7 @@ READERS = 4
 PATIENCE_S = 2.0
 TIDY_EVERY_S = 60.0
 TIDY_ROUNDS = 50
+STEP = 100  # calls taken into the digest in one transaction: a few milliseconds that others may have to wait
 
 
 class SqliteStore:
@@ -184,6 +186,17 @@ class SqliteStore:
 
     async def held_lately(self, query: InvocationQuery) -> list[Invocation]:
         return await self._read(lambda db: queue.held_lately(db, query))
+
+    async def sums(self, query: InvocationQuery, by: By) -> list[Group]:
+        return await self._read(lambda db: questions.sums(db, query, by))
+
+    async def keep_in_step(self) -> bool:
+        load = self.writer.load
+        if load.waiting or load.lag_s:
+            return True
+        if await self._read(digest.is_in_step):
+            return False
+        return await self.writer.run(digest.step, STEP) > 0
 
     async def held_arguments(self, call_id: str) -> bytes | None:
         return await self._read(lambda db: self._unsealed(db, call_id, "arguments"))

@@ -1,0 +1,124 @@
+"""Questions about many calls, answered without walking through all of them: sums by one of their facts.
+
+Whole days come from the digest (digest.py); what is not in it yet, or had not ended then, and the ends of a window that
+begins or ends within a day, from the records themselves. So the answer is that of the records, whatever the digest has
+got to. What the digest does not have (users, arguments, who was held) is summed from the records alone.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from broker.model.invocation import InvocationQuery
+from broker.model.question import By, Group
+from broker.stores.sqlite import queries
+from broker.stores.sqlite.digest import DAY_MS
+
+_COLUMNS = ("tenant", "agent", "tool", "backend", "rule", "code")  # filters that the digest has columns for
+_NAMES = {by: f"i.{by}" for by in (*_COLUMNS, "state")} | {"user": 'i."user"'}
+
+_CALLS = """select name, sum(calls),
+        sum(case when state in ('denied', 'rejected', 'expired', 'withdrawn') then calls end),
+        sum(case when state = 'failed' then calls end), sum(case when state = 'outcome_unknown' then calls end),
+        sum(sent), sum(us), max(slowest) from ({parts}) group by name"""
+_OF_DIGEST = """select {name} as name, i.state as state, sum(i.calls) as calls, sum(i.sent) as sent,
+    total(i.dispatch_us) as us, max(i.slowest_us) as slowest from digest i where {where} group by 1, 2"""
+_OF_RECORDS = """select {name} as name, i.state as state, count(*) as calls, count(i.laps_us ->> '$.dispatch') as sent,
+    total(i.laps_us ->> '$.dispatch') as us, max(i.laps_us ->> '$.dispatch') as slowest
+    from {source} where {where} group by 1, 2"""
+
+_SPENT = "select name, unit, sum(amount) from ({parts}) group by name, unit"
+_SPENT_OF_DIGEST = """select {name} as name, unit, sum(i.amount) as amount from digest_spent i where {where}
+    group by 1, 2"""
+_SPENT_OF_RECORDS = """select {name} as name, unit, sum(amount) as amount from {source} join spent s using (call_id)
+    where {where} group by 1, 2"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A share of the calls that are asked about. digested: the digest has it."""
+
+    digested: bool
+    where: str
+    values: tuple[Any, ...]
+    source: str = "invocation i"
+
+
+def sums(db: sqlite3.Connection, query: InvocationQuery, by: By) -> list[Group]:
+    """The calls that the query finds, however many (its limit and pages do not count), by this fact of theirs."""
+    parts = list(_parts(db, query, by))
+    spent: dict[str, dict[str, int]] = {}
+    for name, unit, amount in _asked(db, (_SPENT, _SPENT_OF_DIGEST, _SPENT_OF_RECORDS), by, parts):
+        spent.setdefault(name, {})[unit] = int(amount)
+    return [
+        Group(
+            name=name,
+            calls=int(calls),
+            refused=int(refused or 0),
+            failed=int(failed or 0),
+            unknown=int(unknown or 0),
+            sent=int(sent),
+            mean_ms=us / sent / 1000 if sent else 0.0,
+            slowest_ms=(slowest or 0) / 1000,
+            spent=spent.get(name, {}),
+        )
+        for name, calls, refused, failed, unknown, sent, us, slowest in _asked(
+            db, (_CALLS, _OF_DIGEST, _OF_RECORDS), by, parts
+        )
+    ]
+
+
+def _asked(db: sqlite3.Connection, texts: tuple[str, str, str], by: By, parts: list[_Part]) -> list[Any]:
+    """One statement, so that all parts are seen at one moment. Names and conditions are of this floor, values bound."""
+    whole, digest, records = texts
+    asked = [
+        (digest if part.digested else records).format(name=_NAMES[by], where=part.where, source=part.source)
+        for part in parts
+    ]
+    values = [value for part in parts for value in part.values]
+    return db.execute(whole.format(parts=" union all ".join(asked)), values).fetchall()
+
+
+def _parts(db: sqlite3.Connection, query: InvocationQuery, by: By) -> Iterator[_Part]:
+    query = replace(query, before="", after="")
+    if by == "user" or query != replace(
+        InvocationQuery(
+            **{column: getattr(query, column) for column in _COLUMNS},
+            states=query.states,
+            within=query.within,
+            since_ms=query.since_ms,
+            until_ms=query.until_ms,
+        ),
+        limit=query.limit,
+        oldest_first=query.oldest_first,
+    ):
+        yield _records(db, query)
+        return
+    (upto,) = db.execute("select upto from digest_at").fetchone()
+    late = "(select id from digest_late)"
+    first, last = -(-query.since_ms // DAY_MS), query.until_ms // DAY_MS if query.until_ms else 2**40
+    yield _records(db, query, "i.id > ?", upto)
+    yield _records(db, query, f"i.id in {late} and i.id <= ?", upto)
+    taken = f"i.id <= ? and i.id not in {late}"
+    if first >= last:  # no whole day
+        yield _records(db, query, taken, upto)
+        return
+    if query.since_ms < first * DAY_MS:
+        yield _records(db, replace(query, until_ms=first * DAY_MS), taken, upto)
+    if query.until_ms:
+        yield _records(db, replace(query, since_ms=last * DAY_MS), taken, upto)
+    where, values = queries.where(replace(query, since_ms=0, until_ms=0))
+    yield _Part(True, " and ".join([*where, "i.day >= ?", "i.day < ?"]), (*values, first, last))
+
+
+def _records(db: sqlite3.Connection, query: InvocationQuery, *more: Any) -> _Part:
+    """more: one more condition and its value."""
+    where, values = queries.where(query)
+    condition = list(more[:1])
+    source = "invocation i" if more else queries.source_of(db, query)
+    if query.where:
+        source += " left join payload k on k.call_id = i.call_id and k.part = 'kept'"
+    return _Part(False, " and ".join([*condition, *where]), (*more[1:], *values), source)

@@ -22,6 +22,7 @@ from broker.auth import Context, Gatekeeper, authenticators, local
 from broker.auth.standing import Reviewers
 from broker.backends import BACKENDS
 from broker.catalog.catalog import Catalog, Shelf
+from broker.checkpoint import Checkpointer
 from broker.errors import RecordUnavailable
 from broker.model.invocation import Invocation
 from broker.pipeline.call import Pipeline
@@ -127,6 +128,9 @@ class Broker:
         clock = clock or SystemClock()
         async with _plain_errors(), AsyncExitStack() as stack:
             store, directory = await _open_stores(settings, clock, stack)
+            checkpointer = Checkpointer(settings.record.checkpoints, settings.directory, store, clock)
+            if work:
+                stack.push_async_callback(checkpointer.aclose)
             where = Where(settings)
             context = Context(settings, directory, clock, where.base_url)
             nobody = local.principal(settings.stdio) if settings.testing.open else None
@@ -183,6 +187,7 @@ class Broker:
             )
             if work:
                 broker.recovered = (await store.sweep(clock.now_ms())).outcome_unknown
+                await stack.enter_async_context(checkpointer.running())
                 await stack.enter_async_context(reconciler.running())
                 await stack.enter_async_context(broker._working())
             yield broker

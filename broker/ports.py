@@ -26,6 +26,7 @@ from broker.model.directory import (
 )
 from broker.model.hold import Edit, Review
 from broker.model.invocation import Admission, Intent, Invocation, InvocationQuery, Outcome
+from broker.model.ledger import Heads
 from broker.model.principal import Principal
 from broker.model.question import By, Group
 from broker.model.quota import Charge, QuotaState
@@ -329,6 +330,11 @@ class Store(Protocol):
 
     async def note(self, kind: str, facts: Mapping[str, Any]) -> None:
         """Append an entry that belongs to no call: reload, sign_in, export, authentication failures in sum."""
+        ...
+
+    async def heads(self) -> Heads | None:
+        """Where the ledger's chains stand, for a checkpoint. After `aclose`: as this process left them, or None when it
+        wrote nothing."""
         ...
 
     async def invocation(self, call_id: str) -> Invocation | None: ...

@@ -1,4 +1,5 @@
-"""Secrets by reference: `${env:NAME}` and `${file:PATH}`, read when they are used and kept nowhere.
+"""Secrets by reference: `${env:NAME}` and `${file:PATH}`, read when they are used and kept nowhere; and the file of a
+secret that the broker makes itself.
 
 What must not live here: secrets. A new source (a vault, a keyring) is one more word before the colon.
 """
@@ -10,6 +11,7 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from secrets import token_hex
 
 MAX_SECRET_BYTES = 65_536
 
@@ -66,6 +68,32 @@ def _from_file(_environ: Mapping[str, str], directory: Path, reference: str, nam
     except UnicodeDecodeError:
         raise LookupError(f"{reference}: not UTF-8 text") from None
     return text.removesuffix("\n").removesuffix("\r")
+
+
+def keep(path: Path, secret: bytes) -> None:
+    """Write a new secret file, readable by its owner only, whole or not at all; a file that is there stays.
+
+    Written apart and linked into place: of several processes that are first at once one wins, and all read the same
+    afterwards. Raises OSError.
+    """
+    draft = path.with_name(f"{path.name}.{token_hex(8)}")
+    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secret)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            path.hardlink_to(draft)
+        except FileExistsError:
+            return
+        folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        draft.unlink()
 
 
 _SOURCES: Mapping[str, Callable[[Mapping[str, str], Path, str, str], str]] = {

@@ -149,6 +149,28 @@ class Limits(_Section):
     drain_s: float = Field(default=10.0, ge=0, description="How long a shutdown waits for running calls, in seconds.")
 
 
+class Checkpoints(_Section):
+    """Signed notes of where the record stands, kept outside of the database: what `broker verify --anchor` takes."""
+
+    path: str = Field(
+        default="broker.checkpoints.jsonl",
+        description="The file they are appended to, relative to this file; a folder gets one file a day; empty: none.",
+    )
+    every_s: float = Field(
+        default=60.0, ge=1, le=86_400, description="How often one is written when something was recorded, in seconds."
+    )
+    key: str = Field(
+        default="",
+        description="The Ed25519 private key (PEM, or 32 bytes in base64) as a reference; empty: one is made and kept "
+        "beside this file.",
+    )
+    webhook: str = Field(default="", description="Where each is also posted as JSON: an https URL, or a loopback one.")
+
+
+class Record(_Section):
+    checkpoints: Checkpoints = Checkpoints()
+
+
 class Testing(_Section):
     """Aids for tests, never for work: the broker refuses to start with them anywhere but on loopback."""
 
@@ -172,6 +194,7 @@ class Settings(_Section):
     hold: HoldSettings = HoldSettings()
     console: ConsoleSettings = ConsoleSettings()
     limits: Limits = Limits()
+    record: Record = Record()
     testing: Testing = Testing()
     allowed_hosts: list[str] = Field(
         default=[], description="Further Host header values to accept, each `name` or `name:port`."

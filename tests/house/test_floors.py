@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stores": {"errors", "model", "ports", *SERVICE},
     "faces": {"errors", "model", "ports", "catalog", "pipeline", *SERVICE},
     "reconciler": {"errors", "model", "ports", "catalog", "pipeline", *SERVICE},
+    "checkpoint": {"errors", "model", "ports", *SERVICE},
     "verifier": set(),  # shares no code with what it checks
     "assembly": EVERYBODY,
     "faces.cli": EVERYBODY,

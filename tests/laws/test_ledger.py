@@ -7,7 +7,8 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import pytest
 
 from broker.model.hold import Review
 from broker.ports import Store
-from broker.verifier import Fault, verify, write_anchor
+from broker.verifier import Fault, join, verify, write_anchor
+from tests import second_verifier
 from tests.records import NOW, count, held_intent, intent, open_store, outcome
 
 
@@ -75,7 +77,31 @@ def fault_after(database: Path, *statements: str, anchor: Path | None = None) ->
     found = verify(database, anchor)
     assert not found.ok
     assert found.fault is not None
+    assert second_verifier.judge(database) is not None, "the page alone is enough to find it"
+    with parts_here():
+        for processes in (2, 7):
+            assert verify(database, anchor, processes=processes).fault == found.fault
     return found.fault
+
+
+class Here(nullcontext[None]):
+    """A part walked in this process instead of another: what is tested is how parts are put together."""
+
+    def __init__(self, path: Path, low: int, high: int) -> None:
+        super().__init__()
+        self.stdout = BytesIO(join.walk_part(path, low, high))
+
+    def wait(self) -> int:
+        return 0
+
+    def kill(self) -> None: ...
+
+
+@contextmanager
+def parts_here() -> Generator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(join, "_start", Here)
+        yield
 
 
 def place(database: Path, which: str) -> tuple[str, int]:
@@ -109,6 +135,12 @@ def changed(table: str, column: str, where: str) -> str:
 
 
 def test_what_the_store_wrote_verifies(database: Path) -> None:
+    assert second_verifier.judge(database) is None
+    alone = verify(database, processes=1)
+    assert verify(database, processes=3) == alone
+    with parts_here():
+        for processes in range(2, 40):
+            assert verify(database, processes=processes) == alone
     found = verify(database)
     assert found.fault is None
     assert (found.ok, found.chains, found.records, found.erased) == (True, 2, 12, 0)
@@ -178,12 +210,9 @@ def test_an_inserted_record_is_found(database: Path) -> None:
     assert "forged" in found.fault.what
 
 
-def test_erasing_kept_arguments_breaks_nothing_and_is_counted(database: Path) -> None:
-    with by_hand(database) as db:
-        db.execute("delete from payload where part = 'kept' and call_id = (select call_id from invocation limit 1)")
-    found = verify(database)
-    assert found.fault is None
-    assert found.erased == 1
+def test_kept_arguments_that_vanish_without_an_entry_are_missed(database: Path) -> None:
+    statement = "delete from payload where part = 'kept' and call_id = (select call_id from invocation limit 1)"
+    assert "no entry says so" in fault_after(database, statement).what
 
 
 def drop_chain(number: int) -> Callable[[sqlite3.Connection], Any]:

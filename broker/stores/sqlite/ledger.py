@@ -34,6 +34,7 @@ from typing import Any
 
 from broker import __version__
 from broker.model.canonical import canonical
+from broker.model.ledger import Head, Heads
 
 SEEN = 16
 RESERVED = frozenset(
@@ -109,3 +110,22 @@ def heads(db: sqlite3.Connection, only: str = "") -> list[dict[str, Any]]:
         if head is not None:
             found.append({"chain": chain, "seq": head[0], "hash": head[1].hex()})
     return found
+
+
+_ALL_HEADS = """select w.chain, e.seq, e.hash, w.ended_at_ms from writer w
+    join entry first on first.chain = w.chain and first.seq = 1
+    join entry e on e.chain = w.chain and e.seq = (select max(seq) from entry where chain = w.chain)
+    order by first.id"""
+
+
+def all_heads(db: sqlite3.Connection) -> Heads:
+    """Where all chains stand. Chains that have not ended are named, and of the ended ones those that did so last."""
+    rows = db.execute(_ALL_HEADS).fetchall()
+    ended = sorted((row for row in rows if row[3]), key=lambda row: row[3])
+    folded = {row[0] for row in ended[:-SEEN]}
+    rest = hashlib.sha256()
+    for chain, seq, digest, _ in rows:
+        if chain in folded:
+            rest.update(f"{chain} {seq} {digest.hex()}\n".encode())
+    named = tuple(Head(row[0], row[1], row[2].hex()) for row in rows if row[0] not in folded)
+    return Heads(len(rows), rest.hexdigest(), named)

@@ -8,12 +8,13 @@ The key file is made at first use, whole or not at all, because several processe
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from secrets import token_bytes, token_hex
+from secrets import token_bytes
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from broker.secrets import keep
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
@@ -48,7 +49,7 @@ class Seal:
     def _key(self, *, make: bool) -> AESGCM:
         if self._cipher is None:
             if make and not self._path.exists():
-                self._make()
+                keep(self._path, token_bytes(KEY_BYTES))
             self._cipher = AESGCM(self._read())
         return self._cipher
 
@@ -59,27 +60,6 @@ class Seal:
         if self._path.stat().st_mode & 0o077:
             self._path.chmod(0o600)
         return key
-
-    def _make(self) -> None:
-        """Written apart and linked into place: another process sees a whole key or none, and the first one stays."""
-        draft = self._path.with_name(f"{self._path.name}.{token_hex(8)}")
-        descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(token_bytes(KEY_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                self._path.hardlink_to(draft)
-            except FileExistsError:
-                return  # another process was first; its key is everybody's
-            folder = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        finally:
-            draft.unlink()
 
 
 def _bound_to(call_id: str, part: str) -> bytes:

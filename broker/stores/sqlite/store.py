@@ -20,13 +20,14 @@ from uuid_utils import uuid7
 from broker.errors import RecordUnavailable
 from broker.model.hold import Edit, Review
 from broker.model.invocation import OPEN, Admission, Intent, Invocation, InvocationQuery, Outcome
+from broker.model.ledger import Heads
 from broker.model.question import By, Group
 from broker.model.quota import Charge, QuotaState
 from broker.ports import Claimed, Clock, Collected, HeldParts, Load, OpenCalls, QueueCount, Swept
 from broker.stores.sqlite import admission, digest, hold, liveness, outcome, queries, questions, queue, sweep
 from broker.stores.sqlite import quota as quotas
 from broker.stores.sqlite.database import connect, migrate, unavailable
-from broker.stores.sqlite.ledger import RESERVED
+from broker.stores.sqlite.ledger import RESERVED, all_heads
 from broker.stores.sqlite.pulse import Pulse
 from broker.stores.sqlite.schema import MIGRATIONS
 from broker.stores.sqlite.seal import Seal, SealBroken
@@ -171,6 +172,9 @@ class SqliteStore:
         await self.writer.run(lambda tx, _: tx.ledger.append(kind, "", at_ms, body), None)
 
     # --------------------------------------------------------------------------------------------------------- reading
+
+    async def heads(self) -> Heads | None:
+        return self.writer.left if self._closed else await self._read(all_heads)
 
     async def invocation(self, call_id: str) -> Invocation | None:
         return await self._read(lambda db: queries.one(db, call_id))

@@ -36,9 +36,10 @@ import anyio.to_thread
 import structlog
 
 from broker.errors import BrokerError, Internal, RecordUnavailable
+from broker.model.ledger import Heads
 from broker.ports import Clock, Load
 from broker.stores.sqlite.database import unavailable
-from broker.stores.sqlite.ledger import Ledger
+from broker.stores.sqlite.ledger import Ledger, all_heads
 from broker.stores.sqlite.live_file import LiveFile, is_busy, is_storage
 from broker.stores.sqlite.liveness import Life
 from broker.stores.sqlite.seal import Seal
@@ -102,6 +103,7 @@ class Writer:
         self._fault = self._stall = ""
         self._fault_since_ms = 0
         self._stopping = self._closed = self._ended = False
+        self.left: Heads | None = None  # where the chains stood when this one ended
         self._waiting = 0  # futures not yet answered; of the event loop's thread
         self._watch: asyncio.TimerHandle | None = None
         self._on_commit: Callable[[], None] = lambda: None
@@ -425,6 +427,7 @@ class Writer:
         now_ms = self._clock.now_ms()
         tx.ledger.append("chain_end", "", now_ms, {})
         tx.db.execute("update writer set ended_at_ms = ? where chain = ?", (now_ms, tx.ledger.chain))
+        self.left = all_heads(tx.db)
         self._ended = True
 
 

@@ -1,0 +1,184 @@
+"""A whole history from its parts: walked by several processes when it is long, judged in order of commit.
+
+Each process reads its own snapshot. That is sound while a broker writes, because what a part judges alone is over and
+changes no more; whatever may still change is judged here, in the one snapshot of the last part.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from os import cpu_count
+from pathlib import Path
+
+from broker.verifier.walk import (
+    ALL,
+    Erased,
+    FoundError,
+    OpenCall,
+    Part,
+    Records,
+    Spot,
+    check_follows,
+    check_seen,
+    is_over,
+    tell,
+    unknown,
+    walk,
+)
+
+ALONE = 60_000  # entries that are read faster by one process than another process starts
+PROCESSES = 3  # at most; each takes about 30 MB
+
+_STRAY_HOLD = """select call_id from hold
+    where call_id not in (select call_id from invocation where held = 1) limit 1"""
+
+
+@dataclass(slots=True)
+class Whole:
+    """What all parts came to. heads: in the order in which the chains began."""
+
+    heads: dict[str, tuple[int, bytes]] = field(default_factory=dict[str, tuple[int, bytes]])
+    open: dict[str, OpenCall] = field(default_factory=dict[str, OpenCall])
+    entries: int = 0
+    records: int = 0
+    erased: int = 0
+    last_record: int = 0
+    fault: tuple[Spot, str] | None = None
+
+
+@contextmanager
+def snapshot(path: Path) -> Generator[sqlite3.Connection]:
+    """A connection that reads, and sees one state of the file. Raises sqlite3.Error."""
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as db:
+        db.execute("begin")
+        yield db
+
+
+def walk_all(path: Path, db: sqlite3.Connection, processes: int = 0) -> Whole:
+    """Everything in this snapshot of the file. processes: 0 chooses. Raises sqlite3.Error, OSError."""
+    last = int(db.execute("select coalesce(max(id), 0) from entry").fetchone()[0])
+    count = processes or max(1, min(cpu_count() or 1, PROCESSES, last // ALONE))
+    edges = [0, *(last * number // count for number in range(1, count)), ALL]
+    others = [_start(path, low, high) for low, high in pairwise(edges[:-1])]
+    whole = Whole()
+    records = Records(db, Erased.read(db))
+    with ExitStack() as stack:
+        for other in others:
+            stack.enter_context(other)
+            stack.callback(other.kill)
+        mine = walk(db, records, edges[-2], ALL)
+        for part in (*map(_result, others), mine):
+            _join(whole, part, db, records)
+            if whole.fault:
+                return whole
+            whole.erased += 0 if part is mine else part.erased
+    try:
+        _end(whole, db, records)
+    except FoundError as found:
+        whole.fault = found.spot, found.what
+    return whole
+
+
+def _start(path: Path, low: int, high: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-P", "-m", "broker.verifier", str(path.absolute()), str(low), str(high)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+
+
+def walk_part(path: Path, low: int, high: int) -> bytes:
+    """What another process does for `walk_all`."""
+    with snapshot(path) as db:
+        return pickle.dumps(walk(db, Records(db, Erased.read(db)), low, high))
+
+
+def _result(other: subprocess.Popen[bytes]) -> Part:
+    assert other.stdout is not None, "it was started with a pipe"  # noqa: S101
+    packed = other.stdout.read()
+    if other.wait():
+        raise OSError(f"a part could not be read (exit code {other.returncode})")
+    return pickle.loads(packed)  # noqa: S301 – from our own process, not from the file
+
+
+def _join(whole: Whole, part: Part, db: sqlite3.Connection, records: Records) -> None:
+    """Put a part after those before it; of several faults the first counts."""
+    faults: list[tuple[Spot, str]] = []
+    for check in (_join_chains, _join_calls, _join_records):
+        try:
+            check(whole, part, db, records)
+        except FoundError as found:
+            faults.append((found.spot, found.what))
+    faults += [part.fault] if part.fault else []
+    whole.fault = min(faults, key=lambda fault: fault[0].id, default=None)
+    whole.heads.update(part.heads)
+    whole.open.update(part.open)
+    whole.entries += part.entries
+    whole.records += part.records
+    whole.last_record = part.last_record or whole.last_record
+
+
+def _join_chains(whole: Whole, part: Part, _db: sqlite3.Connection, _records: Records) -> None:
+    for chain, (seq, prev, id_) in part.starts.items():
+        check_follows(Spot(id_, chain, seq + 1), prev, whole.heads.get(chain, (0, b"")))
+    for sighting in part.seen:
+        check_seen(sighting, whole.heads.get(sighting.ended, (0, b"")))
+
+
+def _join_calls(whole: Whole, part: Part, db: sqlite3.Connection, records: Records) -> None:
+    for telling in part.later:
+        call = whole.open.get(telling.call_id)
+        if call is None:
+            raise FoundError(telling.spot, unknown(telling.call_id))
+        try:
+            tell(call, telling.spot, telling.at_ms, telling.body)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise FoundError(telling.spot, f"the entry is none a broker writes ({error!r})") from error
+        if is_over(call):
+            _compare(call, records)
+            del whole.open[telling.call_id]
+    del db
+
+
+def _join_records(whole: Whole, part: Part, db: sqlite3.Connection, _records: Records) -> None:
+    if part.is_first or not part.records:
+        return
+    between = db.execute(
+        "select call_id from invocation where id > ? and id < ? limit 1", (whole.last_record, part.first_record)
+    ).fetchone()
+    if between is not None or part.first_record <= whole.last_record:
+        raise FoundError(_nowhere(), _inserted(between[0] if between else "?"))
+
+
+def _end(whole: Whole, db: sqlite3.Connection, records: Records) -> None:
+    """What only shows when all entries are known. Raises FoundError."""
+    for call in sorted(whole.open.values(), key=lambda call: call.spot.id):
+        _compare(call, records)
+    whole.erased += records.erased
+    extra = db.execute("select call_id from invocation where id > ? limit 1", (whole.last_record,)).fetchone()
+    if extra is not None:
+        raise FoundError(_nowhere(), _inserted(extra[0]))
+    stray = db.execute(_STRAY_HOLD).fetchone()
+    if stray is not None:
+        raise FoundError(_nowhere(), f"call {stray[0]} has a hold that no entry speaks of: it was inserted")
+
+
+def _compare(call: OpenCall, records: Records) -> None:
+    record = records.of(call.says["call_id"])
+    if record is None:
+        raise FoundError(call.spot, f"the record of call {call.says['call_id']} is gone")
+    records.compare(call, record)
+
+
+def _nowhere() -> Spot:
+    """What is in no chain; whatever has a place comes before it."""
+    return Spot(ALL, "", 0)
+
+
+def _inserted(call_id: str) -> str:
+    return f"call {call_id} has a record, but no entry says so: it was inserted"

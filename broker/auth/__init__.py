@@ -56,6 +56,7 @@ class Gatekeeper:
     def __init__(self, authenticators: Sequence[Authenticator], *, nobody: Principal | None = None) -> None:
         self._authenticators = tuple(authenticators)
         self._nobody = nobody
+        self.on_refused: Callable[[str, str], None] = lambda _reason, _issuer: None  # a stable word, a known issuer
 
     async def authenticate(self, credential: str | None, door: str = "agents") -> Principal:
         """Who presents this credential (the token of `Authorization: Bearer`, without the word).
@@ -64,6 +65,13 @@ class Gatekeeper:
         Raises Unauthenticated (facts: reason, a stable word; "missing" without a credential); RecordUnavailable when
         the directory cannot be read.
         """
+        try:
+            return await self._judge(credential, door)
+        except Unauthenticated as refusal:
+            self.on_refused(str(refusal.facts.get("reason", "")), str(refusal.facts.pop("issuer", "")))
+            raise
+
+    async def _judge(self, credential: str | None, door: str) -> Principal:
         if credential is None and self._nobody is not None and door == "agents":
             return self._nobody  # an agent, and never a reviewer: decisions go through other doors
         if not credential:

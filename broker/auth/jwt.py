@@ -18,8 +18,8 @@ from anyio import to_thread
 from broker.auth.documents import http_client
 from broker.auth.keys import DirectoryKeys, HttpKeys, KeySource
 from broker.auth.memory import Memory, fingerprint
-from broker.auth.token import Claims, claims, invalid, refused, unverified, verified
-from broker.errors import InsufficientScope
+from broker.auth.token import Claims, Unverified, claims, invalid, refused, unverified, verified
+from broker.errors import InsufficientScope, Unauthenticated
 from broker.model.address import endpoints_in, resources
 from broker.model.directory import Standing
 from broker.model.principal import Principal
@@ -126,7 +126,16 @@ class AccessTokens:
     async def _judge(self, credential: str) -> Principal:
         token = unverified(credential)
         trust = self._trusted(token.issuer)
-        if trust is None or token.algorithm not in trust.algorithms:
+        if trust is None:
+            raise invalid()
+        try:
+            return await self._vouched(token, trust)
+        except Unauthenticated as refusal:
+            refusal.facts["issuer"] = token.issuer  # one we know; for records in sum
+            raise
+
+    async def _vouched(self, token: Unverified, trust: _Trust) -> Principal:
+        if token.algorithm not in trust.algorithms:
             raise invalid()
         key = await trust.keys.key(token.key_id)
         if key is None:

@@ -180,6 +180,8 @@ class Endpoints:
             return fields
         visitor, form = fields
         await self._browser.sign_out(visitor)
+        if visitor.account is not None:
+            await self._note("sign_out", {"user": visitor.account.name})
         return self._browser.forget(_see_authorize(form.get("request", "")))
 
     async def style(self, _: Request) -> Response:

@@ -96,6 +96,7 @@ async def _add(
             created_at_ms=records.clock.now_ms(),
         )
         stored, secret = create(records.directory, wanted)
+        await records.changed("client_added", **_document(stored))
     if as_json:
         print_json({**_document(stored), **({"client_secret": secret} if secret else {})})
         return
@@ -144,6 +145,8 @@ def remove(client_id: Id, config: house.Config = None) -> None:
 async def _remove(config: Path | None, client_id: str) -> None:
     async with open_records(config) as records:
         removed = records.directory.remove_client(client_id)
+        if removed:
+            await records.changed("client_removed", client_id=client_id)
     if not removed:
         say(f"There is no client {safe(client_id)}.")
         raise typer.Exit(1)

@@ -6,10 +6,12 @@ here: holds being decided, calls being made (`house.deciding`, `house.tooled`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from getpass import getuser
 from importlib import import_module
 from pathlib import Path
 from time import time
@@ -63,6 +65,18 @@ class Records:
         from broker.stores.sqlite.directory import SqliteDirectory
 
         return SqliteDirectory.open(_path(self.settings), clock=self.clock)
+
+    async def changed(self, kind: str, **facts: Any) -> None:
+        """Record what a person at this machine has just changed in the directory."""
+        await self.store.note(kind, {**facts, "via": "cli", "by": _whoami()})
+
+
+def _whoami() -> str:
+    """The name of the operating system's user; its number where it has no name."""
+    try:
+        return getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def _path(settings: Settings) -> Path:

@@ -6,7 +6,6 @@ What must not live here: how requests are served (faces), what is opened and clo
 from __future__ import annotations
 
 import signal
-from collections import Counter
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -21,11 +20,12 @@ from broker.assembly import Broker
 from broker.auth import challenge, local, metadata
 from broker.auth.sign_in import IssuerSignIn
 from broker.authserver import console_sign_in, routes, unsafe
-from broker.errors import ConfigurationError, Problem, RecordUnavailable, SettingsError
+from broker.errors import ConfigurationError, Problem, SettingsError
 from broker.faces import web
 from broker.faces.api.routes import Api
 from broker.faces.cli.house import SETTINGS_FILE, unset
 from broker.faces.cli.output import stamp, styled, tell
+from broker.faces.cli.sums import Sums
 from broker.faces.console.site import Console
 from broker.faces.console.visit import Verified
 from broker.faces.mcp.agents import AgentServer
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 
     from starlette.routing import Route
 
+    from broker.model.principal import Principal
     from broker.settings import Settings
 
 INSTRUCTIONS = (
     "Every tool here is governed: a call may be refused, throttled, or held for a person's decision. Each refusal says "
     "why, whether anything was done, and what to do next; do not repeat a call that says not to."
 )
-TALLY_EVERY_S = 60.0
 _VERIFYING = anyio.CapacityLimiter(1)
 
 log = structlog.get_logger("broker.serve")
@@ -95,11 +95,16 @@ async def application(broker: Broker) -> AsyncGenerator[web.Web]:
 @asynccontextmanager
 async def _faced(broker: Broker) -> AsyncGenerator[AgentServer]:
     """The agents' server on this broker: told of catalog changes, its refusals noted in sum, SIGHUP followed."""
-    refused: Counter[str] = Counter()
+    sums = Sums(broker.store.note)
 
     def turned_away(kind: str) -> None:
-        refused[kind] += 1
+        sums.add("requests_refused", kind)
         broker.pipeline.tally.turn_away(kind)
+
+    broker.gatekeeper.on_refused = lambda reason, issuer: sums.add("authentication_refused", reason, issuer)
+
+    def listed(principal: Principal, shown: int) -> None:
+        sums.add("lists_filtered", principal.agent, shown, len(broker.shelf.current.entries))
 
     agents = AgentServer(
         broker.pipeline,
@@ -111,11 +116,12 @@ async def _faced(broker: Broker) -> AsyncGenerator[AgentServer]:
         base_url=broker.where.base_url,
         clock=broker.clock,
         on_refused=turned_away,
+        on_listed=listed,
     )
     unsubscribe = broker.shelf.subscribe(agents.announce_tools_changed)
     broker.reconciler.on_resource_updated.add(agents.resource_updated)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_tally, broker, refused)
+        tasks.start_soon(sums.run)
         tasks.start_soon(_reload_on_hangup, broker)
         try:
             yield agents
@@ -124,7 +130,7 @@ async def _faced(broker: Broker) -> AsyncGenerator[AgentServer]:
             broker.reconciler.on_resource_updated.discard(agents.resource_updated)
             tasks.cancel_scope.cancel()
             with anyio.move_on_after(2, shield=True):
-                await _note(broker, refused)
+                await sums.flush()
 
 
 def _routes(broker: Broker) -> list[Route]:
@@ -210,27 +216,6 @@ def _challenge(base_url: str, path: str, *, error: str = "", description: str = 
     return challenge.challenge(
         resource_metadata=challenge.metadata_url(base_url, path), scopes=scopes, error=error, description=description
     )
-
-
-async def _tally(broker: Broker, refused: Counter[str]) -> None:
-    """Requests that never became a call are recorded in sum: one entry a minute, however many there were."""
-    while True:
-        await anyio.sleep(TALLY_EVERY_S)
-        await _note(broker, refused)
-
-
-async def _note(broker: Broker, refused: Counter[str]) -> None:
-    if not refused:
-        return
-    sums = dict(refused)
-    try:
-        await broker.store.note("requests_refused", sums)
-    except RecordUnavailable as error:
-        log.error("refused requests are not recorded yet", reason=error.message)
-        return
-    refused.subtract(sums)
-    for kind in [kind for kind, left in refused.items() if left <= 0]:
-        del refused[kind]
 
 
 async def _reload_on_hangup(broker: Broker) -> None:

@@ -132,6 +132,9 @@ async def _token(
             user=user or None,
             lifetime_s=seconds or None,
         )
+        token_id, until_ms = _claims(text)
+        facts = {"client_id": agent, "account": user, "scopes": sorted(scopes or ()), "token_id": token_id}
+        await records.changed("token_issued", **facts, expires_at_ms=until_ms)
     if as_json:
         print_json({"access_token": text, "token_type": "Bearer"})
     else:
@@ -165,6 +168,7 @@ async def _key(
             owner=owner,
             expires_at_ms=now_ms + seconds * 1000 if seconds else 0,
         )
+        await records.changed("key_added", **_document(key))
     if as_json:
         print_json({**_document(key), "api_key": text})
     else:
@@ -237,12 +241,14 @@ async def _revoke(config: Path | None, key: str) -> None:
         if key.count(".") == 2:
             token_id, expires_at_ms = _claims(key)
             records.directory.revoke(token_id, expires_at_ms)
+            await records.changed("token_revoked", token_id=token_id)
             say(f"Revoked the access token {safe(token_id)}.")
             return
         key_id = key.removeprefix("brk_").split("_")[0]
         if not records.directory.revoke_api_key(key_id):
             say(f"There is no API key {safe(key_id)} that could be revoked.")
             raise typer.Exit(1)
+        await records.changed("key_revoked", key_id=key_id)
     say(f"Revoked the API key {safe(key_id)}.")
 
 

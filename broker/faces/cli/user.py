@@ -82,6 +82,7 @@ async def _add(
         password, ours = ask_new(name, stdin=stdin)
         account = Account(name=name, scopes=scopes, groups=groups, tenant=tenant, created_at_ms=records.clock.now_ms())
         stored = create(records.directory, account, password)
+        await records.changed("account_added", **_document(stored))
     if as_json:
         print_json({**_document(stored), **({"password": password} if ours else {})})
         return
@@ -138,6 +139,8 @@ async def _remove(config: Path | None, name: str) -> None:
     async with open_records(config) as records:
         account = records.directory.account(name)
         removed = account is not None and records.directory.remove_account(account.name)
+        if account is not None and removed:
+            await records.changed("account_removed", name=account.name)
     if not removed:
         say(f"There is no account {safe(name)}.")
         raise typer.Exit(1)

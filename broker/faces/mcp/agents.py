@@ -22,7 +22,7 @@ from anyio.abc import TaskGroup
 from broker.faces.mcp.direct import Direct
 from broker.faces.mcp.gate import METHODS, Gate
 from broker.faces.mcp.headers import Places
-from broker.faces.mcp.ports import Authenticate, Challenge, Clock, House, Pipeline, Refused
+from broker.faces.mcp.ports import Authenticate, Challenge, Clock, House, Listed, Pipeline, Refused
 from broker.faces.mcp.request import App, Receive, Scope, Send
 from broker.faces.mcp.sessions import Audience
 from broker.faces.mcp.standing import Standing
@@ -59,13 +59,14 @@ class AgentServer:
         base_url: Callable[[], str],
         clock: Clock | None = None,
         on_refused: Refused = lambda _kind: None,
+        on_listed: Listed = lambda _principal, _shown: None,
     ) -> None:
         """instructions: what a model is told about the whole server. base_url: where clients reach it; asked when a
         request comes, so that a port taken at start is known by then. on_refused: told the kind of each request that
-        never became a call.
+        never became a call. on_listed: told how many tools a caller was shown.
         """
         self._house = House(
-            pipeline, authenticate, challenge, base_url, settings.limits, clock or _SystemClock(), on_refused
+            pipeline, authenticate, challenge, base_url, settings.limits, clock or _SystemClock(), on_refused, on_listed
         )
         self._instructions = instructions
         self._server_info = {"name": NAME, "title": TITLE, "version": version}

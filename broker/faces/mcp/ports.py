@@ -66,6 +66,9 @@ Refused = Callable[[str], None]
 """Told the kind (`replies.KINDS`) of each request refused before it became a call, to be recorded in sum. Never
 raises."""
 
+Listed = Callable[[Principal, int], None]
+"""Told how many tools a caller was shown, to be recorded in sum. Never raises."""
+
 
 class Clock(Protocol):
     def now_ms(self) -> int: ...
@@ -82,3 +85,4 @@ class House:
     limits: Limits
     clock: Clock
     on_refused: Refused
+    on_listed: Listed

@@ -164,6 +164,7 @@ class SdkServer:
         principal = _principal(context)
         listing = self._house.pipeline.listing(principal)
         self._audience.was_shown(connection_of(context), principal, listing)
+        self._house.on_listed(principal, len(listing))
         return complete(context, {"tools": [dict(entry) for entry in listing]})
 
     async def _call_tool(self, context: Context, _params: mcp_types.CallToolRequestParams) -> dict[str, Any]:

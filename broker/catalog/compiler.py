@@ -156,10 +156,19 @@ class _Compilation:
         for index, one in enumerate(rules):
             loc = ("rules", index, "when")
             self._judge(_Said(declared, loc, f"rules[{index}].when", one.when.references), drafts)
+        self._only_reads_run_unreviewed(declared, drafts)
         said = _said(declared)
         for draft in drafts:
             draft.rules += rules
             draft.governed.append(said)
+
+    def _only_reads_run_unreviewed(self, declared: Declared[rule.PolicySpec], drafts: list[Draft]) -> None:
+        """`on_expiry: allow` lets a call run that nobody looked at; that is for tools that only read."""
+        writing = sorted(draft.name for draft in drafts if draft.effect != "read")
+        for index, one in enumerate(declared.spec.rules):
+            if one.on_expiry == "allow" and writing:
+                message = f"rules[{index}].on_expiry: allow is for tools that only read; {writing[0]} does not"
+                self.problems.append(declared.problem(("rules", index, "on_expiry"), message))
 
     def _quota(self, declared: Declared[quota.QuotaSpec], selector: Selector) -> None:
         spec = declared.spec

@@ -52,6 +52,7 @@ class Draft:
     inject: tuple[tuple[str, str], ...]
     idempotent: bool
     timeout_s: float
+    on_collect: bool = False
     natural: str = ""  # an imported tool's name as its server gives it
     renamed: bool = False  # by the manifest, on purpose
     dropped: tuple[str, ...] = ()  # of a resource template, see Entry
@@ -90,7 +91,7 @@ class Draft:
             output=self.output,
             audiences=None if everybody else tuple(self.audiences),
             facts=facts,
-            policy=digest([self.governed, self.timeout_s, _limits(self.answer), everybody, *defaults]),
+            policy=digest([self.governed, self.timeout_s, self.on_collect, _limits(self.answer), everybody, *defaults]),
             dropped=self.dropped,
         )
 
@@ -113,6 +114,7 @@ class Draft:
             action=self.action,
             inject=self.inject,
             idempotent=self.idempotent or self.effect == "read",
+            on_collect=self.on_collect,
             timeout_s=self.timeout_s,
             result_bytes=self.answer.caps.result_bytes,
             record=self.record,

@@ -131,6 +131,7 @@ def _draft(
         action_said=entry,
         inject=inject,
         idempotent=idempotent,
+        on_collect=override.run == "on_collect",
         timeout_s=override.caps.timeout or backend_timeout_s(plan),
         natural=natural,
         renamed=override.rename is not None,

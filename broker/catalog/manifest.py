@@ -25,6 +25,7 @@ from broker.policies.spec import RESERVED_PREFIX, Name, Spec
 from broker.policies.toolset import ToolsetSpec
 from broker.ports import BackendKind
 
+Run = Literal["on_approval", "on_collect"]
 Injected = Literal["caller.agent", "caller.user", "caller.tenant", "call.id"]
 assert set(INJECTABLE) == set(Injected.__args__)  # noqa: S101 – two spellings of one list  # type: ignore[attr-defined]
 
@@ -79,6 +80,10 @@ class ToolBase(ScopeSpec, AnswerSpec):
     description: str = Field(default="", max_length=16_384, description="What it does, in words for the model.")
     effect: ToolEffect = Field(description="read, write or destroy: decides the default policy and the hints.")
     idempotent: bool = Field(default=False, description="Calling it twice does what calling it once does.")
+    run: Run = Field(
+        default="on_approval",
+        description="When a held call runs: on_approval, or on_collect, for the credential its caller shows then.",
+    )
     backend: str = Field(description="The backend that answers.")
     input: dict[str, Any] | None = Field(
         default=None,
@@ -101,6 +106,7 @@ class OverrideSpec(Spec):
     description: str | None = Field(default=None, max_length=16_384, description="Its description for the model.")
     effect: ToolEffect | None = Field(default=None, description="Its effect.")
     idempotent: bool | None = Field(default=None, description="Whether it is idempotent.")
+    run: Run = Field(default="on_approval", description="When a held call runs: on_approval or on_collect.")
     scopes: list[Scope] | None = Field(default=None, description="Its scopes, instead of the import's.")
     inject: Inject = Field(default={}, description="Arguments filled in from the caller's identity.")
     caps: CapsSpec = Field(default=CapsSpec(), description="Time and size limits.")

@@ -53,6 +53,7 @@ def tool_draft(
         inject=tuple(sorted(spec.inject.items())),
         idempotent=spec.idempotent,
         timeout_s=timeout_s,
+        on_collect=spec.run == "on_collect",
     )
 
 

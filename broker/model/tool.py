@@ -35,6 +35,7 @@ class Tool:
     action: object
     inject: tuple[tuple[str, str], ...] = ()  # (argument, one of INJECTABLE)
     idempotent: bool = False
+    on_collect: bool = False  # a held call runs when its caller collects it, under the credential shown then
     timeout_s: float = 30.0
     result_bytes: int = 1_048_576
     record: RecordMode = "redacted"

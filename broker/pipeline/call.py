@@ -38,6 +38,7 @@ from broker.errors import (
 )
 from broker.model.answer import Answer
 from broker.model.call import TASK_META, Call
+from broker.model.hold import HoldTerms
 from broker.model.invocation import Admission, Intent, Invocation, Outcome
 from broker.model.part import RESOURCE, Part
 from broker.model.principal import Principal
@@ -229,7 +230,7 @@ class Pipeline:
             policy_version=self._shelf.current.version,
             rule=verdict.rule,
             charges=entry.charges(call.principal, call.arguments, now_ms, call.task),
-            terms=verdict.terms if verdict.outcome == "hold" else None,
+            terms=_terms(entry, verdict, now_ms),
             key=replay.key_of(call) if call.meta else "",
             sketch=shown,
         )
@@ -339,6 +340,12 @@ def _meant(catalog: Catalog, call: Call) -> Entry | None:
     if call.asked == "tool":
         return catalog.resolve(call.name, call.principal)
     return catalog.resolve_part(call.name, call.principal, expanded=call.completing is None)
+
+
+def _terms(entry: Entry, verdict: Verdict, now_ms: int) -> HoldTerms | None:
+    """Of a call that is to be held: what its rule asks, beginning now, and how its tool runs."""
+    terms = verdict.begun(now_ms) if verdict.outcome == "hold" else None
+    return replace(terms, on_collect=True) if terms is not None and entry.tool.on_collect else terms
 
 
 def _unknown(call: Call) -> UnknownTool:

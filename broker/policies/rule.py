@@ -22,6 +22,7 @@ from broker.model.principal import Principal
 from broker.model.tool import ToolEffect
 from broker.policies import hold, scope
 from broker.policies.expression import Expression, Facts, facts
+from broker.policies.hours import Hours
 from broker.policies.spec import Name, PolicyKind, Selection
 
 RuleEffect = Literal["allow", "deny", "hold"]
@@ -46,8 +47,13 @@ class RuleSpec(hold.HoldSpec):
 
     @model_validator(mode="after")
     def _only_holds_have_reviewers(self) -> Self:
-        if self.effect != "hold" and (self.expires is not None or self.reviewers is not None):
-            raise ValueError(f"`expires` and `reviewers` belong to rules that hold; this one is effect: {self.effect}")
+        of_holds = [
+            name
+            for name, field in hold.HoldSpec.model_fields.items()
+            if name != "reason" and getattr(self, name) != field.default
+        ]
+        if self.effect != "hold" and of_holds:
+            raise ValueError(f"`{of_holds[0]}` belongs to rules that hold; this one is effect: {self.effect}")
         return self
 
 
@@ -76,6 +82,11 @@ class Verdict:
     reason: str = ""
     terms: HoldTerms | None = None
     missing: tuple[str, ...] = ()
+    hours: Hours | None = None  # of a hold: when its reviewers work
+
+    def begun(self, now_ms: int) -> HoldTerms | None:
+        """The terms of the hold that begins now; None when this is none."""
+        return hold.begun(self.terms, self.hours, now_ms) if self.terms is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +125,12 @@ def compile_rule(policy: str, spec: RuleSpec, *, default_expires_s: float, place
     name = f"{policy}/{spec.id}"
     reason = _sentence(spec.reason) or ("It allows no such call." if spec.effect == "deny" else "")
     terms = hold.terms(spec, default_expires_s) if spec.effect == "hold" else None
+    hours = spec.hours.compiled if spec.hours else None
     return Rule(
         name=name,
         effect=spec.effect,
         when=Expression.compile(spec.when),
-        verdict=Verdict(spec.effect, name, terms.reason if terms else reason, terms),
+        verdict=Verdict(spec.effect, name, terms.reason if terms else reason, terms, (), hours),
         broken=Verdict("deny", name, "Its condition cannot be evaluated for this call (a missing or mistyped value)."),
         place=place,
     )
@@ -167,7 +179,7 @@ class Rules:
                 if rule.effect == "deny":
                     return rule.verdict
                 if rule.effect == "hold":
-                    held = held or rule.verdict
+                    held = _stricter(held, rule.verdict)
                 else:
                     allowed = allowed or rule.verdict
         return held or allowed or self.default
@@ -245,6 +257,14 @@ def bind(rules: Sequence[Rule], *, scopes: frozenset[str], effect: ToolEffect, t
         _early_variables=_variables(early),
         _tool=tool,
     )
+
+
+def _stricter(held: Verdict | None, other: Verdict) -> Verdict:
+    """Of several rules that hold, the one that asks most persons; the order of rules does not decide otherwise either,
+    so that a reviewer can be told one rule."""
+    if held is None or held.terms is None or other.terms is None:
+        return held or other
+    return other if other.terms.quorum > held.terms.quorum else held
 
 
 ALLOWED = Verdict("allow")

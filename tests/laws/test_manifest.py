@@ -280,7 +280,7 @@ def test_names_are_unique_per_kind_and_rules_per_policy(tmp_path: Path) -> None:
 
 def test_what_belongs_to_holds_is_refused_on_other_rules(tmp_path: Path) -> None:
     text = "---\nkind: policy\nname: p\nrules: [{id: a, effect: deny, expires: 4h}]\n"
-    assert "belong to rules that hold" in problems(tmp_path, NOTES + TOOL + text)[0]
+    assert "belongs to rules that hold" in problems(tmp_path, NOTES + TOOL + text)[0]
 
 
 # --------------------------------------------------------------------------------------------------- schema for editors

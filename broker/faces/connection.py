@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from asyncio import TimerHandle, Transport
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 if TYPE_CHECKING:
     from broker.settings import Limits
@@ -32,6 +33,10 @@ _TOLD: Mapping[str, tuple[bytes, bytes]] = {
     "body_s": (b"408 Request Timeout", b"the body did not come in time"),
     "header_bytes": (b"431 Request Header Fields Too Large", b"the headers are too long"),
 }
+
+
+# ASGI extension by which a whole response is sent in one write: see `Connection.answer`.
+ANSWER = "broker.answer"
 
 
 class Hangup:
@@ -66,7 +71,10 @@ class Connection(HttpToolsProtocol):
         self._limits = limits
         self._waiting = waiting
         self._hangup = Hangup()
-        self._timer: TimerHandle | None = None
+        self._timer: TimerHandle | None = None  # of what is due
+        self._due = ""  # the limit that counts: header_s, body_s, or none
+        self._changes = self._armed_at = 0  # how often that changed, and when the timer was last set
+        self._idle_from = 0.0
         self._drain_timer: TimerHandle | None = None
         self._head_bytes = 0  # read while the head was not whole
         self._line_bytes = 0  # of the header lines themselves
@@ -81,12 +89,14 @@ class Connection(HttpToolsProtocol):
             transport.close()
             return
         self._waiting[self] = None
-        self._arm(self._limits.header_s, "header_s")
+        self._is_due("header_s")
+        self._keep_time()
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
             self._head_bytes += len(data)
         super().data_received(data)
+        self._keep_time()
         # Still no whole head after all these bytes; a head that came complete was counted line by line.
         if self._in_head and self._head_bytes > self._limits.header_bytes:
             self._close("header_bytes")
@@ -98,7 +108,9 @@ class Connection(HttpToolsProtocol):
             self._drain_timer.cancel()
             self._drain_timer = None
         super().connection_lost(exc)
-        self._unset_keepalive_if_required()  # uvicorn lets a reset connection wait for its end, and with it all it held
+        if self.timeout_keep_alive_task is not None:  # or a reset connection waits for its end, and with it all it held
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
         self._hangup.tell()
 
     def pause_writing(self) -> None:
@@ -116,32 +128,84 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head, self._line_bytes = True, 0
-        self.scope["extensions"] = {HANGUP: self._hangup}  # type: ignore[typeddict-item]
-        if self._timer is None:  # a further request on a kept connection
+        if not self._due:  # a further request on a kept connection
             self._waiting[self] = None
-            self._arm(self._limits.header_s, "header_s")
+            self._is_due("header_s")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._line_bytes += len(name) + len(value)
         if self._line_bytes > self._limits.header_bytes:
             raise ValueError("too many header bytes")  # httptools turns it into a parser error
         # White space around a value is no part of it (RFC 9110 section 5.5); httptools leaves what comes after it.
-        super().on_header(name, value.rstrip(b" \t"))
+        name, value = name.lower(), value.rstrip(b" \t")
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._in_head, self._head_bytes = False, 0
         self._waiting.pop(self, None)
-        self._arm(self._limits.body_s, "body_s")
+        self._is_due("body_s")
+        extensions: dict[Any, Any] = {HANGUP: self._hangup}
+        self.scope["extensions"] = extensions  # type: ignore[typeddict-item]
         super().on_headers_complete()
+        extensions[ANSWER] = partial(self.answer, self.cycle)
 
     def on_message_complete(self) -> None:
-        self._disarm()
+        self._is_due("")
         super().on_message_complete()
 
+    # ---------------------------------------------------------------------------------------------------- responses
+
+    def answer(self, cycle: RequestResponseCycle, head: bytes, body: bytes) -> bool:
+        """Send a whole response of status 200: one write, and no judging of headers that are our own.
+
+        head: further header lines. False when it has to go the usual way: something of it is sent, the client does not
+        read, or the connection is to be closed.
+        """
+        if cycle.response_started or cycle.disconnected or self.flow.write_paused or not cycle.keep_alive:
+            return False
+        cycle.response_started = cycle.response_complete = True
+        lines = [b"%s: %s\r\n" % line for line in self.server_state.default_headers]
+        self.transport.write(
+            b"HTTP/1.1 200 OK\r\n%s%scontent-length: %d\r\n\r\n%s" % (b"".join(lines), head, len(body), body)
+        )
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
+
     def on_response_complete(self) -> None:
-        super().on_response_complete()
+        """As uvicorn does it, but the timer that ends idle connections is left to run: setting and cancelling one for
+        each request costs more than looking again when it goes off."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+        else:
+            self._idle_from = self.loop.time()
+            self._look_after(self.timeout_keep_alive)
         if self.cycle is not None and self.cycle.response_complete:  # pyright: ignore[reportUnnecessaryComparison]
             self._waiting[self] = None
+
+    def _unset_keepalive_if_required(self) -> None:
+        """Left to run, see above."""
+
+    def _look_after(self, seconds: float) -> None:
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.timeout_keep_alive_task = None
+        if self._due or not self.cycle.response_complete:
+            return  # at work; when it is done the timer is set again
+        left_s = self._idle_from + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._look_after(left_s)
+        else:
+            super().timeout_keep_alive_handler()
 
     def send_400_response(self, msg: str) -> None:
         """For what the parser refuses, its callbacks included."""
@@ -152,9 +216,18 @@ class Connection(HttpToolsProtocol):
 
     # ------------------------------------------------------------------------------------------------- deadlines
 
-    def _arm(self, seconds: float, limit: str) -> None:
-        self._disarm()
-        self._timer = self.loop.call_later(seconds, self._close, limit)
+    def _is_due(self, limit: str) -> None:
+        self._due = limit
+        self._changes += 1
+
+    def _keep_time(self) -> None:
+        """Set the timer of what is due now. A request that comes in one piece, as most do, never needs one."""
+        if not self._due:
+            self._disarm()
+        elif self._armed_at != self._changes:
+            self._disarm()
+            self._armed_at = self._changes
+            self._timer = self.loop.call_later(getattr(self._limits, self._due), self._close, self._due)
 
     def _disarm(self) -> None:
         if self._timer is not None:

@@ -14,7 +14,7 @@ does it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import anyio
@@ -22,14 +22,17 @@ import orjson
 import structlog
 
 from broker.errors import Broken, InsufficientScope, Unauthenticated, UnknownTool
+from broker.faces.connection import ANSWER, HANGUP
 from broker.faces.mcp.agreement import CAPABILITIES_KEY, CLIENT_KEY, INVALID_PARAMS, SERVER_KEY, VERSION_KEY
 from broker.faces.mcp.calls import answered, build_call, modern_result, unknown_tool
 from broker.faces.mcp.ports import House
-from broker.faces.mcp.replies import STREAM_HEADERS, encoded_body, error_body, result_body, send_body
+from broker.faces.mcp.replies import JSON_LINES, STREAM_HEADERS, encoded_body, error_body, result_body, send_body
 from broker.faces.mcp.request import Request, Send
 from broker.faces.refusal import as_result
 from broker.model.answer import Answer
 from broker.model.call import Call
+
+Answering = Callable[[bytes, bytes], bool]
 
 QUIET_S = 15.0
 LOOK_EVERY_S = 5.0
@@ -43,10 +46,12 @@ log = structlog.get_logger("broker.mcp")
 class Exchange:
     """One response being owed: one JSON object, or from the first `ping` on an event stream."""
 
-    __slots__ = ("_ended", "_lock", "_send", "last_byte")
+    __slots__ = ("_answer", "_ended", "_lock", "_send", "last_byte")
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, answer: Answering | None) -> None:
+        """answer: sends a whole response in one write, where there is that."""
         self._send = send
+        self._answer = answer
         self._lock: anyio.Lock | None = None  # made when it becomes a stream
         self._ended = False
         self.last_byte = anyio.current_time()
@@ -68,7 +73,8 @@ class Exchange:
         """Answer. Once it is a stream the status has gone out already and the body says it all."""
         self._ended = True
         if self._lock is None:
-            await send_body(self._send, status, body)
+            if status != 200 or self._answer is None or not self._answer(JSON_LINES, body):
+                await send_body(self._send, status, body)
             return
         async with self._lock:
             event = b"event: message\r\ndata: " + body + b"\r\n\r\n"
@@ -115,7 +121,8 @@ class Direct:
             request_id=message.id,
             trace_parent=request.trace_parent,
         )
-        exchange = Exchange(request.send)
+        extensions: Mapping[str, Any] = request.scope.get("extensions") or {}
+        exchange = Exchange(request.send, None if request.is_foreign else extensions.get(ANSWER))
         if request.accepts[1]:
             self._quiet.add(exchange)
         try:
@@ -137,7 +144,7 @@ class Direct:
 
     async def _watched(self, exchange: Exchange, call: Call, request: Request) -> tuple[int, bytes] | None:
         """The status and body of the answer; None when the client left."""
-        hangup = cast("dict[str, Any]", request.scope.get("extensions") or {}).get("broker.hangup")
+        hangup = cast("dict[str, Any]", request.scope.get("extensions") or {}).get(HANGUP)
         if hangup is None:
             return await self._watched_by_task(exchange, call, request)
         if hangup.gone:

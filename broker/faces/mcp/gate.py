@@ -114,6 +114,7 @@ class Gate:
         if not self._places.origin_allowed(origin, server):
             raise Stop("foreign_origin", "Refused: this web origin may not call the broker.", status=403)
         request.send = _with_cors(request.send, origin)
+        request.is_foreign = True
         if request.scope["method"] != "OPTIONS":
             return False
         await request.send({"type": "http.response.start", "status": 204, "headers": list(_CORS)})

@@ -36,6 +36,7 @@ class Request:
     send: Send
     principal: Principal = _NOBODY
     message: Message = _NO_MESSAGE
+    is_foreign: bool = False  # from a script of another origin: `send` marks its answers for it
 
     @property
     def face(self) -> str:

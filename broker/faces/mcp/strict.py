@@ -140,13 +140,14 @@ def _judge(value: Any, limits: JsonLimits) -> None:
         below: list[dict[str, Any] | list[Any]] = []
         for container in level:
             nodes += len(container)
+            for item in container.values() if isinstance(container, dict) else container:
+                kind = type(cast("object", item))  # the parser makes no subclasses
+                if kind is dict or kind is list:
+                    below.append(cast("dict[str, Any] | list[Any]", item))
+                elif kind is not str:
+                    _judge_number(item)
             if nodes > limits.json_nodes:
                 raise _over("json_nodes", f"more than {limits.json_nodes} values")
-            for item in container.values() if isinstance(container, dict) else container:
-                if isinstance(item, dict | list):
-                    below.append(cast("dict[str, Any] | list[Any]", item))
-                elif not isinstance(item, str):
-                    _judge_number(item)
         level = below
 
 

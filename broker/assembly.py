@@ -225,7 +225,9 @@ async def _open_stores(settings: Settings, clock: Clock, stack: AsyncExitStack) 
     from broker.stores.sqlite.directory import SqliteDirectory
 
     path = settings.directory / settings.database
-    store: Store = await load(STORES["sqlite"]).open(path, clock=clock, open_per_agent=settings.hold.open_per_agent)
+    store: Store = await load(STORES["sqlite"]).open(
+        path, clock=clock, open_per_agent=settings.hold.open_per_agent, key=settings.record.key_bytes
+    )
     stack.push_async_callback(store.aclose)
     directory = await anyio.to_thread.run_sync(lambda: SqliteDirectory.open(path, clock=clock))
     stack.callback(directory.close)

@@ -293,6 +293,11 @@ class Store(Protocol):
         """
         ...
 
+    def mac(self, path: str, value: Any) -> bytes:
+        """The keyed digest (32 bytes) of an argument: its path and its JSON value. Nobody without the key can tell the
+        value, or whether two are equal. Raises RecordUnavailable when the key cannot be read."""
+        ...
+
     async def review(self, review: Review) -> Invocation:
         """held -> approved, rejected or withdrawn (withdraw also from approved). An approval that is not the last of
         its quorum leaves it held.
@@ -360,6 +365,11 @@ class Store(Protocol):
     async def keep_in_step(self) -> bool:
         """Take some more calls into what sums and words are found by, if nothing else is to be written now; True when
         there may be more to take in. For whoever has nothing else to do."""
+        ...
+
+    async def payload(self, call_id: str, *, by: str, via: str) -> bytes | None:
+        """The sealed arguments of a call (canonical JSON), for an auditor; None when nothing is sealed. That it was
+        read, and by whom, is an entry before it is told."""
         ...
 
     async def held_arguments(self, call_id: str) -> bytes | None:

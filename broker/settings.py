@@ -11,6 +11,7 @@ called broker (`BROKER_PORT`, `BROKER_SERVICE_HOST`).
 
 from __future__ import annotations
 
+import base64
 import difflib
 import typing
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from broker.document import Document, located_problems, nearest, parse, parse_file, parse_value
 from broker.errors import Problem, SettingsError
@@ -168,7 +169,31 @@ class Checkpoints(_Section):
 
 
 class Record(_Section):
+    key: str = Field(
+        default="",
+        description="The key (32 bytes in base64, as a reference) that seals payloads and makes arguments findable; "
+        "empty: one is made and kept beside the database.",
+    )
+    auditor_scope: str = Field(
+        default="broker.audit", description="The scope that lets a person read the sealed arguments of calls."
+    )
     checkpoints: Checkpoints = Checkpoints()
+
+    @field_validator("key")
+    @classmethod
+    def _is_a_key(cls, given: str) -> str:
+        try:
+            raw = base64.b64decode(given, validate=True)
+        except ValueError:
+            raw = b"-"
+        if len(raw) not in (0, 32):
+            raise ValueError("must be 32 bytes in base64")
+        return given
+
+    @property
+    def key_bytes(self) -> bytes:
+        """b"" when one is to be made."""
+        return base64.b64decode(self.key)
 
 
 class Testing(_Section):

@@ -20,9 +20,10 @@ from broker.model.part import RESOURCE, Family, Part
 from broker.model.principal import Principal
 from broker.model.quota import Charge
 from broker.model.tool import Tool
-from broker.policies.answer import Redaction, Shape
+from broker.policies.answer import Shape
 from broker.policies.bucket import Asked
 from broker.policies.quota import Meter, charges
+from broker.policies.record import Kept, Mac, Redaction
 from broker.policies.rule import Finding, Rules, Verdict
 from broker.policies.toolset import Audience
 
@@ -109,9 +110,9 @@ class Entry:
         """The answer as it may be handed on: selected, checked, within its cap. Raises AnswerWithheld."""
         return self.answer_shape.inspect(answer)
 
-    def kept(self, arguments: Mapping[str, Any]) -> bytes | None:
-        """What a record keeps of the arguments, as canonical JSON; None when nothing."""
-        return self.redaction.kept(arguments)
+    def kept(self, arguments: Mapping[str, Any], mac: Mac) -> Kept:
+        """What a record keeps of the arguments. mac: `Store.mac`."""
+        return self.redaction.kept(arguments, mac)
 
     def is_visible(self, principal: Principal) -> bool:
         """Whether the tool exists for this caller: in one of its toolsets, and some call of it could pass its rules."""

@@ -16,9 +16,10 @@ from broker.document import Loc, did_you_mean
 from broker.model.canonical import digest
 from broker.model.tool import RecordMode, Tool, ToolEffect
 from broker.policies import rule
-from broker.policies.answer import AnswerSpec, Redaction, Shape, secret_paths
+from broker.policies.answer import AnswerSpec, Shape
 from broker.policies.expression import References
 from broker.policies.quota import Meter
+from broker.policies.record import Redaction, secret_paths
 from broker.policies.toolset import Audience
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -63,7 +64,7 @@ class Draft:
 
     @property
     def record(self) -> RecordMode:
-        return self.answer.record
+        return self.answer.record.default
 
     @property
     def facts(self) -> dict[str, str]:
@@ -84,7 +85,9 @@ class Draft:
             tool=tool,
             rules=rule.bind(self.rules, scopes=self.scopes, effect=self.effect, tool=facts),
             checker=self.checker,
-            redaction=Redaction.compile(self.record, [*_split(self.answer.redact), *secret_paths(self.input_schema)]),
+            redaction=Redaction.compile(
+                self.answer.record, [*_split(self.answer.redact), *secret_paths(self.input_schema)]
+            ),
             meters=tuple(self.meters),
             priced=tuple(meter for meter in self.meters if meter.amount is not None),
             answer_shape=Shape.compile(self.answer, self.output.faults if self.output is not None else None),

@@ -16,9 +16,10 @@ from pydantic import AfterValidator, BaseModel, Field, create_model, model_valid
 
 from broker.document import Document, Loc
 from broker.errors import Problem
-from broker.model.tool import INJECTABLE, RecordMode, ToolEffect
+from broker.model.tool import INJECTABLE, ToolEffect
 from broker.policies.answer import AnswerSpec, CapsSpec, Usage
 from broker.policies.quota import QuotaSpec
+from broker.policies.record import RecordSpec
 from broker.policies.rule import PolicySpec
 from broker.policies.scope import Scope, ScopeSpec
 from broker.policies.spec import RESERVED_PREFIX, Name, Spec
@@ -110,7 +111,7 @@ class OverrideSpec(Spec):
     scopes: list[Scope] | None = Field(default=None, description="Its scopes, instead of the import's.")
     inject: Inject = Field(default={}, description="Arguments filled in from the caller's identity.")
     caps: CapsSpec = Field(default=CapsSpec(), description="Time and size limits.")
-    record: RecordMode = Field(default="redacted", description="What records keep of the arguments.")
+    record: RecordSpec = Field(default=RecordSpec(), description="What records keep of the arguments.")
     redact: list[str] = Field(default=[], description="Further argument paths that records never keep.")
     usage: Usage = Field(default={}, description="What a call has used: JMESPath over its structured content.")
     output: dict[str, Any] | None = Field(default=None, description="Output schema, instead of the server's.")
@@ -125,7 +126,7 @@ class PartsSpec(Spec):
     drop: list[ForeignPart] = Field(default=[], description="What to leave out of what was taken, expanded URIs too.")
     scopes: list[Scope] | None = Field(default=None, description="Their scopes, instead of the import's.")
     caps: CapsSpec = Field(default=CapsSpec(), description="Time and size limits of one read.")
-    record: RecordMode = Field(default="redacted", description="What records keep of the arguments.")
+    record: RecordSpec = Field(default=RecordSpec(), description="What records keep of the arguments.")
     redact: list[str] = Field(default=[], description="Arguments that records never keep.")
 
 

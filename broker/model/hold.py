@@ -114,6 +114,8 @@ class Edit:
     sketch_digest: str
     changes: bytes
     kept: bytes | None = None
+    sealed: bytes = b""  # as in Intent
+    macs: tuple[bytes, ...] = ()
     charges: tuple[Charge, ...] = ()
     preview: Preview | None = None
     previewed: bytes = b""

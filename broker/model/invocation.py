@@ -41,6 +41,9 @@ OPEN: frozenset[State] = frozenset({"held", "approved", "dispatching"})
 ENDED: frozenset[State] = frozenset(state for state, nexts in TRANSITIONS.items() if not nexts) - {"received"}  # type: ignore[assignment]
 
 
+MAC_BYTES = 16  # of each keyed digest by which a call is found
+
+
 @dataclass(frozen=True, slots=True)
 class Intent:
     """What is committed before anything leaves: one call, decided but not dispatched.
@@ -71,6 +74,8 @@ class Intent:
     arguments_digest: str
     record: RecordMode
     kept: bytes | None
+    sealed: bytes = b""  # what only the auditor may read of the arguments (canonical JSON), b"" when nothing
+    macs: tuple[bytes, ...] = ()  # by which the call can be found, see ports.Store.mac
     charges: tuple[Charge, ...] = ()
     terms: HoldTerms | None = None
     arguments: bytes = b""  # canonical JSON of all arguments; given only with `terms`
@@ -196,6 +201,7 @@ class InvocationQuery:
     after: str = ""
     before: str = ""  # a call id: only what was committed before it, for the next page of a list
     within: str | None = None  # exactly this tenant, "" included; None: any
+    macs: tuple[bytes, ...] = ()  # only calls with an argument of one of these, see ports.Store.mac
     held_only: bool = False  # only calls that were held at some time
     limit: int = 100
     oldest_first: bool = False

@@ -48,6 +48,7 @@ KINDS: Mapping[str, str] = {
     "recovery": "a call was under way when its process died; nobody can say how it ended",
     "collected": "whoever asked was told how the held call ended",
     "payloads_deleted": "payloads were kept long enough and deleted",
+    "payload_read": "somebody is about to read the sealed arguments of a call: who, of which",
     "checkpoint": "checkpoints began to fail, or work again, at a place outside of the database",
     "reload": "another catalog is served: its digest, and what was added, removed and changed",
     "reload_refused": "manifests did not fit and were not taken",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 ToolEffect = Literal["read", "write", "destroy"]
-RecordMode = Literal["none", "digest", "redacted", "full"]
+RecordMode = Literal["none", "digest", "hmac", "redacted", "full"]
 
 # What `inject` may take from the verified identity; the model never sees these arguments.
 INJECTABLE = ("caller.agent", "caller.user", "caller.tenant", "call.id")

@@ -233,6 +233,7 @@ class Pipeline:
             terms=_terms(entry, verdict, now_ms),
             key=replay.key_of(call) if call.meta else "",
             sketch=shown,
+            mac=self._store.mac,
         )
         admission = await self._committed(intent)
         _lap(call, "admit", began)
@@ -284,7 +285,13 @@ class Pipeline:
     async def _refuse(self, call: Call, entry: Entry | None, refusal: BrokerError, *, rule: str = "") -> BrokerError:
         """Record a refusal and hand it back to be raised. Raises RecordUnavailable when it cannot be recorded."""
         intent = recorder.intent(
-            call, entry, at_ms=self._now(), policy_version=self._shelf.current.version, rule=rule, refusal=refusal
+            call,
+            entry,
+            at_ms=self._now(),
+            policy_version=self._shelf.current.version,
+            rule=rule,
+            refusal=refusal,
+            mac=self._store.mac,
         )
         await self._committed(intent)
         self.tally.decided(call, entry, intent, "denied")

@@ -115,7 +115,14 @@ class Desk:
         entry = self._shelf.current.named(invocation.tool)
         return await self._store.edit(
             editing.judged(
-                invocation, parts, entry, arguments, decision, backends=self._backends, now_ms=self._clock.now_ms()
+                invocation,
+                parts,
+                entry,
+                arguments,
+                decision,
+                backends=self._backends,
+                now_ms=self._clock.now_ms(),
+                mac=self._store.mac,
             )
         )
 

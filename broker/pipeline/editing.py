@@ -23,6 +23,7 @@ from broker.pipeline import recorder
 from broker.pipeline.dispatch import sketch
 from broker.pipeline.reviewers import approves
 from broker.pipeline.runner import bound_of
+from broker.policies.record import Mac
 from broker.ports import Backend, HeldParts
 
 
@@ -35,9 +36,10 @@ def judged(
     *,
     backends: Mapping[str, Backend],
     now_ms: int,
+    mac: Mac,
 ) -> Edit:
-    """The edit for the store. Raises Conflict (it has ended, or its tool is not served here), InvalidArguments,
-    Forbidden."""
+    """The edit for the store. mac: `Store.mac`. Raises Conflict (it has ended, or its tool is not served here),
+    InvalidArguments, Forbidden."""
     hold = held.hold
     if hold is None or parts.arguments is None or parts.principal is None:
         raise Conflict(f"The held call {held.call_id} is already {held.state}.", state=held.state)
@@ -76,6 +78,7 @@ def judged(
             next_step="Deny the call with a word on what to ask for instead.",
         )
     shown, packed = sketch(entry, call, backends), canonical(call.arguments)
+    kept = entry.kept(call.arguments, mac)
     return Edit(
         review=review,
         arguments=packed,
@@ -85,7 +88,9 @@ def judged(
         sketch=shown.packed(),
         sketch_digest=shown.digest,
         changes=orjson.dumps([asdict(one) for one in changes]),
-        kept=entry.kept(call.arguments),
+        kept=kept.clear,
+        sealed=kept.sealed,
+        macs=kept.macs,
         charges=entry.charges(call.principal, call.arguments, now_ms),
     )
 

@@ -22,6 +22,7 @@ from broker.model.invocation import Intent, Outcome
 from broker.model.principal import Principal
 from broker.model.quota import Charge
 from broker.model.sketch import Sketch
+from broker.policies.record import Kept, Mac
 
 
 def intent(
@@ -36,9 +37,11 @@ def intent(
     refusal: BrokerError | None = None,
     key: str = "",
     sketch: Sketch | None = None,
+    mac: Mac,
 ) -> Intent:
     """What is committed before anything leaves. entry is None when the tool could not be resolved. key: as sent.
-    sketch: of a call that is to be held."""
+    sketch: of a call that is to be held. mac: `Store.mac`."""
+    kept = entry.kept(call.arguments, mac) if entry else Kept()
     tool = entry.tool if entry else None
     caller = call.principal
     arguments = canonical(call.arguments)
@@ -63,7 +66,9 @@ def intent(
         policy_version=policy_version,
         arguments_digest=digest_of(arguments),
         record=tool.record if tool else "digest",
-        kept=entry.kept(call.arguments) if entry else None,
+        kept=kept.clear,
+        sealed=kept.sealed,
+        macs=kept.macs,
         charges=tuple(charges),
         terms=terms,
         arguments=arguments if terms else b"",

@@ -1,18 +1,13 @@
-"""Answers and arguments: what an answer must look like to be handed on, and what of arguments a record may keep.
+"""Answers: what an answer must look like to be handed on. What of arguments a record may keep is in record.py.
 
 An answer is selected (JMESPath over the decoded body), held against its output schema and its size, and withheld whole
 when it does not fit: half an answer reads like a whole one. The effect has happened by then, and the error says so.
-
-Records keep no secret: values under names such as `password` or `token`, and what the manifest or the schema marks, are
-masked in every mode that keeps arguments at all; `redacted` also shortens long texts, `full` keeps them whole.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Annotated, Any, Self, cast
 
 import jmespath
@@ -22,19 +17,13 @@ from pydantic import AfterValidator, Field
 
 from broker.errors import AnswerWithheld
 from broker.model.answer import Answer
-from broker.model.canonical import canonical
-from broker.model.tool import RecordMode
 from broker.policies.amount import reported, unit_of
-from broker.policies.spec import Bytes, PolicyKind, Seconds, Spec
+from broker.policies.record import RecordSpec
+from broker.policies.spec import Bytes, PolicyKind, Seconds, Spec, argument_path
 
 _NO_JSON = "it holds what JSON cannot carry (a number beyond 64 bits, half of a character)"
 
-MASK = "[redacted]"
-KEPT_TEXT = 1024  # characters of a text in a redacted record
-KEPT_BYTES = 65_536  # of all arguments in a redacted record
 DEFAULT_RESULT_BYTES = 1_048_576
-
-_PATH = re.compile(r"[^.\[\]\s]{1,64}(?:\.[^.\[\]\s]{1,64}){0,15}")
 
 
 def _jmespath(source: str) -> str:
@@ -45,12 +34,6 @@ def _jmespath(source: str) -> str:
     except JMESPathError as error:
         raise ValueError(f"not a JMESPath expression: {str(error).splitlines()[0]}") from None
     return source
-
-
-def _path(text: str) -> str:
-    if not _PATH.fullmatch(text):
-        raise ValueError("expected the path of an argument, such as card.number; lists are passed through")
-    return text
 
 
 Usage = dict[Annotated[str, Field(pattern=r"^(tokens|[A-Z]{3})$")], Annotated[str, AfterValidator(_jmespath)]]
@@ -72,8 +55,8 @@ class ResultSpec(Spec):
 
 class AnswerSpec(Spec):
     caps: CapsSpec = Field(default=CapsSpec(), description="Time and size limits.")
-    record: RecordMode = Field(default="redacted", description="What records keep of the arguments.")
-    redact: list[Annotated[str, AfterValidator(_path)]] = Field(
+    record: RecordSpec = Field(default=RecordSpec(), description="What records keep of the arguments.")
+    redact: list[Annotated[str, AfterValidator(argument_path)]] = Field(
         default=[], description="Further argument paths whose values records never keep, such as card.number."
     )
     result: ResultSpec = Field(default=ResultSpec(), description="What of the backend's answer is handed on.")
@@ -207,84 +190,6 @@ def _withheld(why: str) -> AnswerWithheld:
         f"The answer was withheld: {why}.",
         next_step="It was done; do not repeat it. Tell the tool's owner.",
     )
-
-
-# ------------------------------------------------------------------------------------------------------- the arguments
-
-_SECRET_ENDS = (
-    "password", "passwd", "passphrase", "secret", "secrets", "token", "authorization", "apikey", "accesskey",
-    "privatekey", "secretkey", "credential", "credentials", "cookie",
-)  # fmt: skip
-_SECRET_NAMES = frozenset({"pwd", "pin", "otp", "cvv", "cvc", "auth", "bearer", "jwt"})
-
-
-@lru_cache(maxsize=4096)
-def is_secret_name(name: str) -> bool:
-    """Whether a value under this name is never kept: `password`, `access_token`, `apiKey`, `X-Authorization`, …"""
-    plain = "".join(sign for sign in name.casefold() if sign.isalnum())
-    return plain in _SECRET_NAMES or plain.endswith(_SECRET_ENDS)
-
-
-@dataclass(frozen=True, slots=True)
-class Redaction:
-    """What of arguments a record keeps. paths: as trees of names, {} where the value itself is masked."""
-
-    mode: RecordMode
-    paths: Mapping[str, Any]
-
-    @classmethod
-    def compile(cls, mode: RecordMode, paths: Sequence[Sequence[str]]) -> Self:
-        tree: dict[str, Any] = {}
-        for path in sorted(paths, key=len, reverse=True):  # a shorter path masks what a longer one says more about
-            here = tree
-            for step in path[:-1]:
-                here = here.setdefault(step, {})
-            here[path[-1]] = {}
-        return cls(mode, tree)
-
-    def kept(self, arguments: Mapping[str, Any]) -> bytes | None:
-        """The arguments as canonical JSON without what may not be kept; None when the mode keeps none."""
-        if self.mode in ("none", "digest"):
-            return None
-        kept = canonical(self._masked(arguments, self.paths, whole=self.mode == "full"))
-        if self.mode == "redacted" and len(kept) > KEPT_BYTES:
-            return canonical({"[omitted]": f"{len(kept)} bytes of arguments; their digest identifies them"})
-        return kept
-
-    def _masked(self, value: Any, paths: Mapping[str, Any], *, whole: bool) -> Any:
-        if isinstance(value, dict):
-            masked: dict[str, Any] = {}
-            for key, inner in cast("dict[str, Any]", value).items():
-                below = paths.get(key)
-                hidden = (below is not None and not below) or is_secret_name(key)
-                masked[key] = MASK if hidden else self._masked(inner, below or {}, whole=whole)
-            return masked
-        if isinstance(value, list):
-            return [self._masked(inner, paths, whole=whole) for inner in cast("list[Any]", value)]
-        if isinstance(value, str) and len(value) > KEPT_TEXT and not whole:
-            return f"{value[:KEPT_TEXT]}… ({len(value)} characters)"
-        return value
-
-
-def secret_paths(schema: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Paths of properties that the schema itself marks as secret: `writeOnly: true` or `format: password`."""
-    found: list[tuple[str, ...]] = []
-    _collect(schema, (), found)
-    return found
-
-
-def _collect(schema: Any, path: tuple[str, ...], found: list[tuple[str, ...]]) -> None:
-    if not isinstance(schema, dict) or len(path) > 16:
-        return
-    node = cast("dict[str, Any]", schema)
-    if path and (node.get("writeOnly") is True or node.get("format") == "password"):
-        found.append(path)
-        return
-    properties = node.get("properties")
-    if isinstance(properties, dict):
-        for name, inner in cast("dict[str, Any]", properties).items():
-            _collect(inner, (*path, name), found)
-    _collect(node.get("items"), path, found)
 
 
 KIND = PolicyKind(

@@ -20,6 +20,16 @@ _NAME = re.compile(NAME_PATTERN)
 _PATTERN = re.compile(r"[a-zA-Z0-9_\-*?\[\]!]{1,64}|(prompt|resource):[^\s\x00-\x1f\x7f]{1,512}")
 
 
+_PATH = re.compile(r"[^.\[\]\s]{1,64}(?:\.[^.\[\]\s]{1,64}){0,15}")
+
+
+def argument_path(text: str) -> str:
+    """The path of an argument by names. Raises ValueError."""
+    if not _PATH.fullmatch(text):
+        raise ValueError("expected the path of an argument, such as card.number; lists are passed through")
+    return text
+
+
 class Spec(BaseModel):
     """A mapping in a manifest: unknown keys are errors."""
 

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from broker.verifier.walk import (
     ALL,
-    Erased,
     FoundError,
     OpenCall,
     Part,
@@ -69,7 +68,7 @@ def walk_all(path: Path, db: sqlite3.Connection, processes: int = 0) -> Whole:
     edges = [0, *(last * number // count for number in range(1, count)), ALL]
     others = [_start(path, low, high) for low, high in pairwise(edges[:-1])]
     whole = Whole()
-    records = Records(db, Erased.read(db))
+    records = Records(db)
     with ExitStack() as stack:
         for other in others:
             stack.enter_context(other)
@@ -95,7 +94,7 @@ def _start(path: Path, low: int, high: int) -> subprocess.Popen[bytes]:
 def walk_part(path: Path, low: int, high: int) -> bytes:
     """What another process does for `walk_all`."""
     with snapshot(path) as db:
-        return pickle.dumps(walk(db, Records(db, Erased.read(db)), low, high))
+        return pickle.dumps(walk(db, Records(db), low, high))
 
 
 def _result(other: subprocess.Popen[bytes]) -> Part:

@@ -40,6 +40,8 @@ _ENTRIES = """select id, chain, seq, at_ms, kind, call_id, cast(body as blob), p
 _RECORDS = """select i.*, '|' as bar, h.*, '|' as bar, k.body as kept from invocation i
     left join hold h on h.call_id = i.call_id and i.held = 1
     left join payload k on k.call_id = i.call_id and k.part = 'kept'"""
+_SEALED = "select body from payload where call_id = ? and part = 'full'"
+_PARTS = {"kept": "kept", "full": "sealed"}
 _RECORD_ID = "select id from invocation where call_id = ?"
 
 
@@ -94,6 +96,7 @@ class OpenCall:
     says: dict[str, Any]
     hold: dict[str, Any] | None
     kept: str | None
+    sealed: str | None = None
 
 
 @dataclass(slots=True)
@@ -109,9 +112,9 @@ class Sighting:
 class Records:
     """The rows of calls, of one connection, and how they compare with what entries say."""
 
-    def __init__(self, db: sqlite3.Connection, erased: Erased) -> None:
+    def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        self._erased = erased
+        self._erased = {part: Erased.read(db, part) for part in _PARTS}
         names = [column[0] for column in db.execute(_RECORDS + " limit 0").description]
         bar = names.index("bar")
         self.columns, self._hold_columns = tuple(names[:bar]), tuple(names[bar + 1 : -2])
@@ -152,15 +155,22 @@ class Records:
         if call.hold is not None:
             says = {**call.hold, "call_id": call.says["call_id"]}
             self._name_column(call, "hold", self._hold_columns, record[self._width + 1 : -2], says)
-        kept = record[-1]
-        if kept is None:
-            if call.kept is not None:
-                if not self._erased.covers(call.says["call_id"], call.says["at_ms"]):
-                    what = f"the kept arguments of call {call.says['call_id']} are gone, and no entry says so"
-                    raise FoundError(call.spot, what)
-                self.erased += 1
-        elif "sha256:" + hashlib.sha256(kept).hexdigest() != call.kept:
-            raise FoundError(call.spot, f"the kept arguments of call {call.says['call_id']} were changed")
+        self._check_payload(call, "kept", call.kept, record[-1])
+        if call.sealed is not None:
+            row = self._db.execute(_SEALED, (call.says["call_id"],)).fetchone()
+            self._check_payload(call, "full", call.sealed, row and row[0])
+
+    def _check_payload(self, call: OpenCall, part: str, digest: str | None, body: bytes | None) -> None:
+        call_id = call.says["call_id"]
+        if body is not None:
+            if "sha256:" + hashlib.sha256(body).hexdigest() != digest:
+                raise FoundError(call.spot, f"the {_PARTS[part]} arguments of call {call_id} were changed")
+        elif digest is not None:
+            if not self._erased[part].covers(call_id, call.says["at_ms"]):
+                raise FoundError(
+                    call.spot, f"the {_PARTS[part]} arguments of call {call_id} are gone, and no entry says so"
+                )
+            self.erased += 1
 
     def _documents_agree(self, call: OpenCall, record: tuple[Any, ...]) -> bool:
         quotas = record[self._quotas]
@@ -182,17 +192,17 @@ class Records:
 
 @dataclass(slots=True)
 class Erased:
-    """Which kept arguments the ledger says are gone: all of calls before a time, and those of single calls."""
+    """Which payloads of a part the ledger says are gone: all of calls before a time, and those of single calls."""
 
     before_ms: int = 0
     marks: list[int] = field(default_factory=list[int])  # sorted; see mark_of
 
     @classmethod
-    def read(cls, db: sqlite3.Connection) -> Erased:
+    def read(cls, db: sqlite3.Connection, part: str) -> Erased:
         found = cls()
         for (body,) in db.execute("select body from entry where kind in ('erasure', 'payloads_deleted')"):
             said = json.loads(body)
-            if said.get("part") == "kept":
+            if said.get("part") == part:
                 found.before_ms = max(found.before_ms, int(said.get("before_ms", 0)))
                 found.marks += [mark_of(call_id) for call_id in said.get("calls", ())]
         found.marks.sort()
@@ -270,7 +280,9 @@ def _tell(part: Part, entry: Entry, records: Records, waiting: dict[str, tuple[A
         part.first_record = part.first_record or record[0]
         said = {**body["set"], "changed_at_ms": entry.at_ms}
         hold = {**_FRESH_HOLD, **body["hold"]} if "hold" in body else None
-        call = part.open[call_id] = OpenCall(entry.spot, records.fresh(said), hold, body.get("kept"))
+        call = part.open[call_id] = OpenCall(
+            entry.spot, records.fresh(said), hold, body.get("kept"), body.get("sealed")
+        )
     elif call_id in part.open:
         call = part.open[call_id]
         tell(call, entry.spot, entry.at_ms, body)
@@ -320,6 +332,7 @@ def tell(call: OpenCall, spot: Spot, at_ms: int, body: dict[str, Any]) -> None:
         call.says.update(change, changed_at_ms=at_ms, laps_us=laps)
     if "kept" in body:
         call.kept = body["kept"]  # a reviewer may change the arguments
+        call.sealed = body.get("sealed", call.sealed)
     if "hold" in body:
         call.hold = {**(call.hold or _FRESH_HOLD), **body["hold"]}
 

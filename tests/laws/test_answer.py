@@ -6,14 +6,12 @@ from typing import Any, cast
 
 import orjson
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from broker.catalog.schema import Checker
 from broker.errors import AnswerWithheld
 from broker.model.answer import Answer
-from broker.policies.answer import AnswerSpec, Redaction, Shape, is_secret_name, secret_paths
+from broker.policies.answer import AnswerSpec, Shape
 
 
 def shape(**keys: Any) -> Shape:
@@ -111,68 +109,3 @@ def test_what_json_cannot_carry_is_withheld() -> None:
 def test_wishes_that_cannot_be_kept_are_refused_at_load(keys: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         AnswerSpec.model_validate(keys)
-
-
-# ------------------------------------------------------------------------------------------------------------ arguments
-
-
-def kept(mode: Any, arguments: dict[str, Any], *paths: str) -> Any:
-    found = Redaction.compile(mode, [path.split(".") for path in paths]).kept(arguments)
-    return None if found is None else orjson.loads(found)
-
-
-def test_the_mode_decides_what_is_kept() -> None:
-    arguments = {"b": "x" * 2000, "a": 1}
-    assert kept("none", arguments) is None
-    assert kept("digest", arguments) is None
-    assert kept("full", arguments) == arguments
-    assert kept("redacted", arguments) == {"a": 1, "b": "x" * 1024 + "… (2000 characters)"}
-
-
-@pytest.mark.parametrize("mode", ["redacted", "full"])
-def test_secrets_by_name_and_by_path_are_never_kept(mode: Any) -> None:
-    arguments = {
-        "password": "canary", "access_token": "canary", "apiKey": "canary", "X-Authorization": "canary",
-        "PIN": "canary",
-        "card": {"number": "canary", "brand": "visa"}, "lines": [{"iban": "canary", "n": 1}, {"iban": "canary"}],
-        "deep": {"client-secret": {"any": "canary"}}, "tokens": 5, "keyboard": "qwertz",
-    }  # fmt: skip
-    found = kept(mode, arguments, "card.number", "lines.iban")
-    assert "canary" not in str(found)
-    assert found["card"] == {"number": "[redacted]", "brand": "visa"}
-    assert found["lines"] == [{"iban": "[redacted]", "n": 1}, {"iban": "[redacted]"}]
-    assert (found["tokens"], found["keyboard"]) == (5, "qwertz")
-
-
-def test_a_short_path_wins_over_a_longer_one() -> None:
-    for paths in (("card", "card.number"), ("card.number", "card")):
-        assert kept("redacted", {"card": {"number": 1, "brand": 2}}, *paths) == {"card": "[redacted]"}
-
-
-def test_many_arguments_are_not_kept_but_their_size_is() -> None:
-    assert "[omitted]" in kept("redacted", {f"k{n}": "x" * 1000 for n in range(100)})
-
-
-def test_what_the_schema_calls_secret_is_redacted() -> None:
-    schema = {
-        "properties": {
-            "code": {"type": "string", "format": "password"},
-            "list": {"type": "array", "items": {"properties": {"x": {"writeOnly": True}, "y": {}}}},
-        }
-    }
-    assert secret_paths(schema) == [("code",), ("list", "x")]
-
-
-@given(
-    st.dictionaries(
-        st.text(max_size=8), st.recursive(st.integers(-9, 9), lambda x: st.lists(x, max_size=2), max_leaves=4)
-    )
-)
-def test_what_is_kept_is_the_same_however_the_arguments_were_ordered(arguments: dict[str, Any]) -> None:
-    backwards = dict(reversed(arguments.items()))
-    redaction = Redaction.compile("redacted", [])
-    assert redaction.kept(arguments) == redaction.kept(backwards)
-    assert all(
-        is_secret_name(name) or orjson.loads(redaction.kept(arguments) or b"")[name] == arguments[name]
-        for name in arguments
-    )

@@ -132,7 +132,7 @@ def test_the_brokers_own_names_are_reserved(tmp_path: Path, name: str) -> None:
         ("scopes: ['a b']", "scopes[0]: a scope has"),
         ("version: 1", "version: must be text; put it in quotes"),
         ("idempotent: no", "idempotent: must be true or false"),
-        ("record: all", "must be none, digest, redacted or full"),
+        ("record: all", "must be none, digest, hmac, redacted or full"),
         ("annotations: {readOnlyHint: false}", "readOnlyHint follow from `effect`"),
         ("inject: {x: caller.name}", "did you mean 'caller.agent'"),
         ("server: {}", "unknown key 'server'"),

@@ -15,6 +15,7 @@ from anyio import move_on_after
 from broker.faces.cli import house
 from broker.faces.cli.invocation import HEADINGS, detail, find, line, row
 from broker.faces.cli.output import print_json, print_json_line, print_table, say, tell
+from broker.faces.cli.payload import macs_of, show_payload
 from broker.faces.cli.records import Records, open_source
 from broker.faces.words import as_document, span
 from broker.model.invocation import OPEN, Invocation, InvocationQuery, State
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from broker.faces.cli.records import Reader
     from broker.faces.cli.remote import Remote
+    from broker.ports import Store
 
 PAGE = 1_000
 IN_STEP_S = 3.0
@@ -45,6 +47,23 @@ def log(
     backend: Annotated[str, typer.Option(help="Only calls to this backend.", show_default=False)] = "",
     rule: Annotated[str, typer.Option(help="Only calls this rule decided (policy/rule).", show_default=False)] = "",
     code: Annotated[str, typer.Option(help="Only calls that ended with this error code.", show_default=False)] = "",
+    argument: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arg",
+            metavar="PATH=VALUE",
+            show_default=False,
+            help="Only calls with this argument, where the tool records a keyed digest of it (hmac); may be repeated: "
+            "any of them.",
+        ),
+    ] = None,
+    payload: Annotated[
+        bool, typer.Option("--payload", help="With CALL: its sealed arguments, for an auditor; that is recorded.")
+    ] = False,
+    auditor: Annotated[
+        str, typer.Option("--as", metavar="ACCOUNT", help="With --payload: whose account it is.", show_default=False)
+    ] = "",
+    password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the account's password.")] = False,
     state: Annotated[
         list[str] | None,
         typer.Option(
@@ -98,6 +117,8 @@ def log(
       broker log --state denied --by rule
       broker log --since 7d --by tool --sort cost
       broker log --by backend --sort time
+      broker log 1c2b3a49 --payload --as olga
+      broker log --arg order_id=123
       broker log --follow
     """
     states = tuple(state or ())
@@ -124,12 +145,18 @@ def log(
         where=_conditions(where or ()),
         words=search,
     )
-    if call:
+    if payload != bool(auditor) or (payload and not call):
+        raise typer.BadParameter("it takes a CALL, and --as with an auditor's account", param_hint="--payload")
+    if broker and (argument or payload):
+        raise typer.BadParameter("a remote broker does not answer that", param_hint="--broker")
+    if payload:
+        house.run(show_payload, config, call, auditor, password_stdin)
+    elif call:
         house.run(_one, config, broker, call, as_json)
     elif by:
         house.run(_sums, config, broker, query, by, sort, as_json)
     else:
-        house.run(_many, config, broker, query, follow, as_json)
+        house.run(_many, config, broker, query, argument or [], follow, as_json)
 
 
 def _conditions(texts: Sequence[str]) -> tuple[Condition, ...]:
@@ -174,8 +201,12 @@ async def _one(config: Path | None, broker: str, call: str, as_json: bool) -> No
             say(*detail(invocation))
 
 
-async def _many(config: Path | None, broker: str, query: InvocationQuery, follow: bool, as_json: bool) -> None:
+async def _many(
+    config: Path | None, broker: str, query: InvocationQuery, arguments: list[str], follow: bool, as_json: bool
+) -> None:
     async with open_source(config, broker) as records:
+        if arguments:
+            query = replace(query, macs=macs_of(cast("Store", records.store), arguments))
         if follow:
             await _follow(records.store, query, as_json)
         if query.words:

@@ -5,8 +5,16 @@ from __future__ import annotations
 import secrets
 import sys
 from getpass import getpass
+from typing import TYPE_CHECKING
 
 import typer
+
+from broker.errors import Forbidden
+from broker.faces.text import safe
+
+if TYPE_CHECKING:
+    from broker.model.directory import Account
+    from broker.ports import Directory
 
 _LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"  # none that are taken for another
 
@@ -36,3 +44,13 @@ def ask_new(name: str, *, stdin: bool) -> tuple[str, bool]:
 def made_up() -> str:
     """Four groups of five letters: 99 bits, easy to read out and to type."""
     return "-".join("".join(secrets.choice(_LETTERS) for _ in range(5)) for _ in range(4))
+
+
+async def proven(directory: Directory, name: str, *, stdin: bool) -> Account:
+    """The account, proved by its password. Raises Forbidden in the same words for every way it is not."""
+    from broker.authserver.accounts import SignIn
+
+    account = await SignIn(directory).check(name, ask(f"Password of {safe(name)}: ", stdin=stdin))
+    if account is None:
+        raise Forbidden(f"{name} is no account with this password.", next_step="`broker user list` shows the accounts.")
+    return account

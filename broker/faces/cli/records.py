@@ -93,7 +93,9 @@ async def open_records(config: Path | None) -> AsyncGenerator[Records]:
     module, _, name = STORES["sqlite"].partition(":")
     kind: Any = getattr(import_module(module), name)
     clock = Clock()
-    store: Store = await kind.open(_path(settings), clock=clock, open_per_agent=settings.hold.open_per_agent)
+    store: Store = await kind.open(
+        _path(settings), clock=clock, open_per_agent=settings.hold.open_per_agent, key=settings.record.key_bytes
+    )
     records = Records(settings, store, clock)
     try:
         yield records

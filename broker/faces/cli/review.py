@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from broker.errors import Forbidden
 from broker.faces.cli import house
 from broker.faces.cli.arguments import read_arguments
 from broker.faces.cli.invocation import find
@@ -260,13 +259,10 @@ def _operator(broker: Broker) -> Principal:
 
 async def _account(broker: Broker, name: str, *, stdin: bool) -> Principal:
     """The account, proved by its password. Raises Forbidden in the same words for every way it is not."""
-    from broker.authserver.accounts import SignIn
-    from broker.faces.cli.passwords import ask
+    from broker.faces.cli.passwords import proven
     from broker.model.principal import Principal
 
-    account = await SignIn(broker.directory).check(name, ask(f"Password of {safe(name)}: ", stdin=stdin))
-    if account is None:
-        raise Forbidden(f"{name} is no account with this password.", next_step="`broker user list` shows the accounts.")
+    account = await proven(broker.directory, name, stdin=stdin)
     return Principal(
         agent=account.name,
         user=account.name,

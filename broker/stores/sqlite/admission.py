@@ -15,7 +15,7 @@ from broker.errors import Conflict
 from broker.model.canonical import canonical, digest_of
 from broker.model.invocation import Admission, Intent, Invocation
 from broker.model.quota import QuotaState, room
-from broker.stores.sqlite import hold, idempotency, quota
+from broker.stores.sqlite import hold, idempotency, payloads, quota
 from broker.stores.sqlite.transaction import Transaction, Undo
 
 _INSERT = """insert into invocation (call_id, state, at_ms, changed_at_ms, face, agent, "user", tenant, issuer,
@@ -149,6 +149,8 @@ def _write(
     if intent.kept is not None:
         body["kept"] = digest_of(intent.kept)
         tx.db.execute(_KEEP, (intent.call_id, intent.kept))
+    if intent.sealed or intent.macs:
+        body |= payloads.keep(tx, intent.call_id, intent.sealed, intent.macs)
     kind = "intent" if state == "dispatching" else state
     tx.ledger.append(kind, intent.call_id, intent.at_ms, body)
 

@@ -22,7 +22,7 @@ from broker.model.invocation import Intent, Invocation, State
 from broker.model.principal import person
 from broker.model.quota import Charge, QuotaState
 from broker.ports import Claimed
-from broker.stores.sqlite import queries, quota
+from broker.stores.sqlite import payloads, queries, quota
 from broker.stores.sqlite.seal import SealBroken
 from broker.stores.sqlite.transaction import Transaction, advance
 
@@ -276,7 +276,10 @@ def edit(tx: Transaction, edit: Edit) -> Invocation:
         change,
         decision="edit",
         sets={"arguments_digest": edit.arguments_digest},
-        facts=_keep_both(tx, review.call_id, edit.kept),
+        facts={
+            **_keep_both(tx, review.call_id, edit.kept),
+            **payloads.keep(tx, review.call_id, edit.sealed, edit.macs),
+        },
     )
 
 

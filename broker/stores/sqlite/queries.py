@@ -119,6 +119,10 @@ def where(query: InvocationQuery) -> tuple[list[str], list[Any]]:
     if query.within is not None:
         where.append("i.tenant = ?")
         values.append(query.within)
+    if query.macs:
+        marks = ", ".join("?" * len(query.macs))
+        where.append(f"i.call_id in (select call_id from argument_mac where mac in ({marks}))")  # noqa: S608
+        values.extend(query.macs)
     if query.held_only:
         where.append("i.call_id in (select call_id from hold)")  # few, beside all records
     if query.words:

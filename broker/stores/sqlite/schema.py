@@ -213,3 +213,21 @@ def hold_terms(database: Database) -> None:
 def digests(database: Database) -> None:
     for statement in DIGESTS:
         database.conn.execute(statement)
+
+
+# By which keyed digests a call can be found: 16 bytes of each. A deleted payload takes them along.
+_MACS = (
+    """create table argument_mac (
+        mac blob not null,
+        call_id text not null,
+        primary key (mac, call_id)
+    ) strict, without rowid""",
+    "create index argument_mac_call on argument_mac (call_id)",
+    "create index entry_erasure on entry (id) where kind in ('erasure', 'payloads_deleted')",
+)
+
+
+@MIGRATIONS()
+def payloads(database: Database) -> None:
+    for statement in _MACS:
+        database.conn.execute(statement)

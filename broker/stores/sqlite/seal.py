@@ -8,6 +8,7 @@ The key file is made at first use, whole or not at all, because several processe
 
 from __future__ import annotations
 
+import hmac
 from pathlib import Path
 from secrets import token_bytes
 
@@ -25,32 +26,42 @@ class SealBroken(Exception):
 
 
 class Seal:
-    """path: of the key file."""
+    """path: of the key file. given: the key itself, where the settings have one; there is no file then."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, given: bytes = b"") -> None:
         self._path = path
-        self._cipher: AESGCM | None = None
+        self._key = given
+        self._cipher = AESGCM(given) if given else None
+        self._mac_key = b""
+
+    def mac(self, name: bytes, value: bytes) -> bytes:
+        """A keyed digest of 32 bytes (HMAC-SHA256 under a key derived from this one). Raises OSError."""
+        if not self._mac_key:
+            self._open(make=True)
+            self._mac_key = hmac.digest(self._key, b"broker.argument.1", "sha256")
+        return hmac.digest(self._mac_key, name + b"\n" + value, "sha256")
 
     def close(self, call_id: str, part: str, clear: bytes) -> bytes:
         """Seal a payload. Raises OSError when the key file can neither be read nor made."""
         nonce = token_bytes(NONCE_BYTES)
-        return nonce + self._key(make=True).encrypt(nonce, clear, _bound_to(call_id, part))
+        return nonce + self._open(make=True).encrypt(nonce, clear, _bound_to(call_id, part))
 
     def open(self, call_id: str, part: str, sealed: bytes) -> bytes:
         """Raises SealBroken."""
         try:
-            cipher = self._key(make=False)
+            cipher = self._open(make=False)
             return cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], _bound_to(call_id, part))
         except (InvalidTag, OSError) as error:
             raise SealBroken(
                 f"A sealed payload does not open with the key in {self._path.name}; restore this database's key file."
             ) from error
 
-    def _key(self, *, make: bool) -> AESGCM:
+    def _open(self, *, make: bool) -> AESGCM:
         if self._cipher is None:
             if make and not self._path.exists():
                 keep(self._path, token_bytes(KEY_BYTES))
-            self._cipher = AESGCM(self._read())
+            self._key = self._read()
+            self._cipher = AESGCM(self._key)
         return self._cipher
 
     def _read(self) -> bytes:

@@ -18,13 +18,14 @@ import anyio.to_thread
 from uuid_utils import uuid7
 
 from broker.errors import RecordUnavailable
+from broker.model.canonical import canonical
 from broker.model.hold import Edit, Review
 from broker.model.invocation import OPEN, Admission, Intent, Invocation, InvocationQuery, Outcome
 from broker.model.ledger import Heads
 from broker.model.question import By, Group
 from broker.model.quota import Charge, QuotaState
 from broker.ports import Claimed, Clock, Collected, HeldParts, Load, OpenCalls, QueueCount, Swept
-from broker.stores.sqlite import admission, digest, hold, liveness, outcome, queries, questions, queue, sweep
+from broker.stores.sqlite import admission, digest, hold, liveness, outcome, payloads, queries, questions, queue, sweep
 from broker.stores.sqlite import quota as quotas
 from broker.stores.sqlite.database import connect, migrate, unavailable
 from broker.stores.sqlite.ledger import RESERVED, all_heads
@@ -60,17 +61,25 @@ class SqliteStore:
 
     @classmethod
     async def open(
-        cls, path: Path, *, clock: Clock, lease_s: float = 30, open_per_agent: int = 100, patience_s: float = PATIENCE_S
+        cls,
+        path: Path,
+        *,
+        clock: Clock,
+        lease_s: float = 30,
+        open_per_agent: int = 100,
+        patience_s: float = PATIENCE_S,
+        key: bytes = b"",
     ) -> SqliteStore:
         """Create or migrate the file and begin to work.
 
         lease_s: how long a process counts as alive where its lock file was removed. patience_s: how long a commit waits
-        for another connection's lock. Raises RecordUnavailable: damaged, newer, not ours, not writable, locked.
+        for another connection's lock. key: seals payloads, 32 bytes; b"": one is made beside the file. Raises
+        RecordUnavailable: damaged, newer, not ours, not writable, locked.
         """
 
         def prepare() -> tuple[Seal, Writer]:
             migrate(path, MIGRATIONS)
-            seal = Seal(path.with_name(path.name + ".key"))
+            seal = Seal(path.with_name(path.name + ".key"), key)
             return seal, Writer(
                 path,
                 chain=str(uuid7()),
@@ -201,6 +210,18 @@ class SqliteStore:
         if await self._read(digest.is_in_step):
             return False
         return await self.writer.run(digest.step, STEP) > 0
+
+    def mac(self, path: str, value: Any) -> bytes:
+        try:
+            return self._seal.mac(path.encode(), canonical(value))
+        except OSError as error:
+            raise RecordUnavailable(f"The key beside the records cannot be read: {error}.") from error
+
+    async def payload(self, call_id: str, *, by: str, via: str) -> bytes | None:
+        clear = await self._read(lambda db: self._unsealed(db, call_id, payloads.FULL))
+        if clear is not None:
+            await self.writer.run(payloads.read, (call_id, self._clock.now_ms(), by, via))
+        return clear
 
     async def held_arguments(self, call_id: str) -> bytes | None:
         return await self._read(lambda db: self._unsealed(db, call_id, "arguments"))

@@ -3,7 +3,7 @@
     BrokerError
     ├── Refusal              we said no, nothing was dispatched (effect none)
     │   ├── Malformed · Unauthenticated · UnknownTool · InvalidArguments · Forbidden · InsufficientScope(missing)
-    │   ├── OverQuota(retry_after_ms) · Overloaded · Held(hold_id, expires_at_ms) · UnknownHold · Conflict
+    │   ├── OverQuota(retry_after_ms) · Overloaded · Held(hold_id, expires_at_ms) · UnknownHold · Conflict · StateSpent
     │   └── Denied · Expired · Withdrawn          how a hold ended without running
     ├── BackendError         the other side failed: Unavailable (none) · Rejected (done) · TimedOut · Broken (unknown)
     ├── AnswerWithheld       it was done, but inspection kept the answer back (done)
@@ -153,6 +153,12 @@ class Conflict(Refusal):
     code, stage = "conflict", "admit"
 
 
+class StateSpent(Refusal):
+    """The `requestState` that came with the call has been used before."""
+
+    code, stage = "state_spent", "admit"
+
+
 class BackendError(BrokerError):
     code, stage = "backend_error", "dispatch"
 
@@ -175,13 +181,13 @@ class Rejected(BackendError):
 
     def __init__(self, message: str, *, said: str = "", next_step: str = "", **facts: Any) -> None:
         super().__init__(message, next_step=next_step, **facts)
-        self._said = said
+        self.said = said
 
     @property
     def recorded(self) -> str:
-        if not self._said:
+        if not self.said:
             return self.sentence
-        before, _, after = self.message.rpartition(self._said)
+        before, _, after = self.message.rpartition(self.said)
         return f"{before}[not kept]{after} {self.next_step}".strip()
 
 

@@ -329,6 +329,15 @@ class Store(Protocol):
         """The MCP result (JSON) of a call that ended with one, while it is kept."""
         ...
 
+    async def spend(self, once: str, until_ms: int) -> bool:
+        """Use something that may be used once; True for the first who asks, in whichever process, until `until_ms`."""
+        ...
+
+    def secret(self, purpose: str) -> bytes:
+        """32 secret bytes for this purpose, the same in every process on this database. Raises OSError when there is no
+        key to derive them from. May block on the disk for a moment, the first time."""
+        ...
+
     async def sweep(self, now_ms: int) -> Swept:
         """Expire holds, free leases, and turn what dead processes were dispatching into outcome_unknown."""
         ...

@@ -225,6 +225,11 @@ class Settings(_Section):
         default=[], description="Further Host header values to accept, each `name` or `name:port`."
     )
     allowed_origins: list[str] = Field(default=[], description="Web origins that may call the agents' endpoints.")
+    request_state_keys: list[str] = Field(
+        default=[],
+        description="Secrets of 32 characters or more that seal `requestState`, the newest first; empty: one that "
+        "belongs to the database, which all processes on it share.",
+    )
     watch: bool = Field(default=True, description="Reload manifests when their files change.")
     metrics: Literal["loopback", "scope", "off"] = Field(
         default="loopback",
@@ -234,6 +239,13 @@ class Settings(_Section):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="warning", description="What goes to stderr."
     )
+
+    @field_validator("request_state_keys")
+    @classmethod
+    def _long_enough(cls, keys: list[str]) -> list[str]:
+        if any(len(key) < 32 for key in keys):  # the value is not repeated: it is a secret
+            raise ValueError("each key has 32 characters or more")
+        return keys
 
     _directory: Path = PrivateAttr(default_factory=Path.cwd)  # where the settings file is; set by the reader
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import httpx2
@@ -29,6 +29,12 @@ from tests.command import environment
 from tests.downstream import serving
 from tests.serving import Keys, challenged
 from tests.world import settings_in
+
+
+class Downstream(Protocol):
+    """Anything that can be served behind the broker."""
+
+    def app(self) -> Any: ...
 
 
 class Library:
@@ -175,7 +181,9 @@ class Reading:
 
 
 @asynccontextmanager
-async def reading(folder: Path, *libraries: Library, manifests: str = IMPORT, **keys: Any) -> AsyncGenerator[Reading]:
+async def reading(
+    folder: Path, *libraries: Downstream, manifests: str = IMPORT, **keys: Any
+) -> AsyncGenerator[Reading]:
     """libraries: the first is called `library`, the next `library2`, …"""
     with anyio.fail_after(50):
         async with AsyncExitStack() as stack:

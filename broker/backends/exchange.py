@@ -15,6 +15,7 @@ import anyio
 import httpx2
 
 from broker.errors import Broken, BrokerError, TimedOut, Unavailable
+from broker.model.back import Back
 
 
 class Cut(httpx2.StreamError):
@@ -28,8 +29,9 @@ class Cut(httpx2.StreamError):
 @dataclass(slots=True, eq=False)
 class Exchange:
     """deadline: in anyio's clock. is_exact: nobody but the connection keeps it. send: headers of this call. repeatable:
-    doing it twice does no harm. left: a byte of it was written. status: of the answer. Settled once, by whoever is
-    first: with a result or with an error.
+    doing it twice does no harm. left: a byte of it was written. status: of the answer. back: how its server reaches the
+    caller meanwhile. told: reserved `_meta` of this request alone, for the eras that have it. Settled once, by whoever
+    is first: with a result or with an error.
     """
 
     deadline: float
@@ -42,6 +44,8 @@ class Exchange:
     _wanted: anyio.Event | None = None  # made when somebody waits: most exchanges are settled where they are made
     repeatable: bool = False
     is_exact: bool = False
+    back: Back | None = None
+    told: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def fail(self, error: BrokerError) -> None:
         """The first failure is the cause; what follows are its consequences."""
@@ -58,6 +62,10 @@ class Exchange:
         self._is_settled = True
         if self._wanted is not None:
             self._wanted.set()
+
+    @property
+    def is_settled(self) -> bool:
+        return self._is_settled
 
     async def settled(self) -> None:
         """Wait for a result or an error. By one task."""

@@ -6,8 +6,8 @@ What the agent said about itself stays here: reserved `_meta`, its capabilities 
 call's id goes along as `dev.broker/callId` (and as `Idempotency-Key` where there are headers), trace context as it
 came.
 
-Not relayed yet: what a server asks back (elicitation, sampling, roots). The broker declares none of these capabilities,
-so a server has no reason to ask; one that does is refused.
+What a server asks back (elicitation, sampling, roots) goes to the caller, as far as that one declared it; over which
+connection, and in whose rounds, is `mcp_routes`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from broker.backends.mcp_part import fault_of, natural_uri, renamed, request_of
 from broker.backends.spec import REFERENCE, Bytes, Seconds, Section, Tls
 from broker.errors import AnswerWithheld, InvalidArguments, Rejected, Unavailable
 from broker.model.answer import Answer
+from broker.model.back import INPUT_REQUIRED
 from broker.model.call import Call
 from broker.model.part import Part
 from broker.model.sketch import Sketch
@@ -36,9 +37,11 @@ from broker.ports import BackendContext, Health, Offer
 
 if TYPE_CHECKING:
     from broker.backends.mcp_modern import Progress
+    from broker.backends.mcp_routes import Routes
     from broker.backends.mcp_session import Link
 
 LAST_CALLS_S = 5.0
+OWN_IDLE_S = 600.0  # an agent's own connection is left when unused for this long; its next call makes it anew
 OWN_PREFIX = "dev.broker"
 CALL_ID_META = f"{OWN_PREFIX}/callId"
 _RESERVED_META = frozenset({"progressToken"})
@@ -63,6 +66,12 @@ class Spec(Section):
     concurrent: int = Field(default=10, ge=1, le=10_000, description="Calls at a time.")
     queue_timeout: Seconds = Field(default=2.0, ge=0, description="How long a call waits for a free place.")
     idle_stop: Seconds = Field(default=0.0, ge=0, description="Stop it when unused for this long; 0 = never.")
+    sessions: int = Field(
+        default=16,
+        ge=1,
+        le=1000,
+        description="How many agents may have a session of their own with it, so that it can ask them.",
+    )
     response_bytes: Bytes = Field(default=8_388_608, ge=1024, description="Largest answer, compressed and not.")
     max_tools: int = Field(
         default=1000,
@@ -119,33 +128,50 @@ class McpBackend:
         self._context = context
         self._places = Bulkhead(name, places=spec.concurrent, wait_s=spec.queue_timeout)
         self._link: Link | None = None
+        self._routes: Routes | None = None
         self._closed = False
         self._since_ms = context.clock.now_ms()
         self._carriage: Any = None
+        self._errand: Any = None
 
     async def open(self) -> None:
         """Start the link; its task runs in `context.tasks` until `aclose`."""
         # Imported here: the SDK is most of a broker's start-up, and only brokers with MCP backends pay for it.
         from broker.backends.mcp_carriage import carriage
+        from broker.backends.mcp_routes import Errand, Routes
+
+        self._errand = Errand
+        self._carriage = carriage(self.name, self._spec, self._context)
+        self._link = self._linked(idle_s=self._spec.idle_stop, on_change=self._changed, on_updated=self._updated)
+        tasks = self._context.tasks
+        self._routes = Routes(self.name, self._link, self._own, tasks, most=self._spec.sessions)
+        tasks.start_soon(self._link.run)
+
+    def _changed(self) -> None:
+        self._context.offer_changed(self.name)
+
+    def _updated(self, uri: str) -> None:
+        self._context.resource_updated(self.name, uri)
+
+    def _own(self, declared: Mapping[str, Any]) -> Link:
+        return self._linked(idle_s=OWN_IDLE_S, declared=declared)
+
+    def _linked(self, **more: Any) -> Link:
         from broker.backends.mcp_session import Link
 
-        self._carriage = carriage(self.name, self._spec, self._context)
-        self._link = Link(
+        return Link(
             self.name,
             self._carriage.carrier,
             label=self._carriage.label,
             clock=self._context.clock,
             start_s=self._spec.start_timeout,
-            idle_s=self._spec.idle_stop,
             max_tools=self._spec.max_tools,
-            on_change=lambda: self._context.offer_changed(self.name),
-            on_updated=lambda uri: self._context.resource_updated(self.name, uri),
+            **more,
         )
-        self._context.tasks.start_soon(self._link.run)
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any], call: Call) -> Answer:
         """See ports.Backend. What the server calls an error of the tool is an answer (`is_error`)."""
-        if self._link is None or self._closed:
+        if self._link is None or self._routes is None or self._closed:
             raise Unavailable(f"Backend {self.name!r} is closed. Nothing was sent.")
         timeout_s = min(tool.timeout_s, self._spec.timeout)
         deadline = anyio.current_time() + timeout_s
@@ -155,14 +181,18 @@ class McpBackend:
             return Answer(status="MCP resources/subscribe")
         method, params = _request(tool, arguments, call)
         headers = _headers(call)
+        errand = self._errand(
+            method, params, deadline=deadline, timeout_s=timeout_s, headers=headers, progress=_progress(call)
+        )
         async with self._places.place(deadline):
-            result = await self._link.request(
-                method, params, deadline=deadline, timeout_s=timeout_s, headers=headers, progress=_progress(call)
-            )
-        kind = result.pop("resultType", "complete")
-        if kind in ("input_required", "task"):
+            result = await self._routes.carry(call, errand)
+        kind = result.get("resultType", "complete")
+        if kind == INPUT_REQUIRED:
+            return self._asking(result)
+        result.pop("resultType", None)
+        if kind == "task":
             raise Rejected(
-                f"Backend {self.name!r} answered with {kind!r}, which the broker did not declare and does not relay.",
+                f"Backend {self.name!r} answered with a task, which the broker did not declare and does not relay.",
                 next_step="Ask the tool's owner.",
             )
         if isinstance(tool.action, Part):
@@ -181,6 +211,13 @@ class McpBackend:
         if self._spec.command:
             return Sketch(method, " ".join(self._spec.command), (), body)
         return Sketch(method, self._spec.url, (*_headers(call), *((credential,) if credential else ())), body)
+
+    def _asking(self, result: dict[str, Any]) -> Answer:
+        """A server that needs input before it goes on."""
+        if fault := storable(result):
+            raise self._withheld(f"is not plain JSON: {fault}")
+        meta = _passed_on(result.pop("_meta", None))
+        return Answer(meta=meta, more=result, status="MCP input required")
 
     def _part_answer(self, part: Part, result: dict[str, Any], kind: str, method: str) -> Answer:
         fault = fault_of(part, result, completing=method == "completion/complete")
@@ -218,6 +255,8 @@ class McpBackend:
             return
         with anyio.move_on_after(LAST_CALLS_S):
             await self._places.drain()
+        if self._routes is not None:
+            await self._routes.aclose()
         await self._link.stop()
         await self._carriage.aclose()
 

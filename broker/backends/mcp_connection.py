@@ -7,16 +7,19 @@ transport or by the end of the connection, whichever is first. A plain call that
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
 from broker.backends import sdk
-from broker.backends.decoding import short
 from broker.backends.exchange import EXCHANGE, Exchange
 from broker.backends.mcp_modern import ModernCalls, Progress
-from broker.errors import AnswerWithheld, Broken, BrokerError, Rejected
+from broker.backends.rejection import refused
+from broker.errors import AnswerWithheld, Broken, BrokerError
+from broker.model.back import Declined
 
 
 class Connection:
@@ -24,14 +27,18 @@ class Connection:
 
     calls: how plain calls are made without the session, where that is possible. marks_left: True when nothing else can
     tell whether bytes left, so that handing a request over counts as leaving.
-    over: of no use any more. stale: the server may offer other tools than were read.
+    over: of no use any more. stale: the server may offer other tools than were read. level: of logs, as last set.
+    is_own: all its requests are of one agent, so that what comes without saying to which of them it belongs may be
+    told to the latest.
     """
 
-    def __init__(self, backend: str, session: sdk.Session, tasks: TaskGroup, marks_left: bool) -> None:
+    def __init__(self, backend: str, session: sdk.Session, tasks: TaskGroup, *, marks_left: bool, is_own: bool) -> None:
         self.session = session
         self.calls: ModernCalls | None = None
         self.over = False
         self.stale = False
+        self.level = ""
+        self._is_own = is_own
         self._backend = backend
         self._tasks = tasks
         self._marks_left = marks_left
@@ -46,6 +53,45 @@ class Connection:
         exchange = self._exchanges.get(request_id)
         if exchange is not None:
             exchange.fail(self._withheld(why))
+
+    # ------------------------------------------------------------------------------------ what the server says between
+
+    async def asked(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """What it asks in the middle of a request goes to that request's caller. Raises Declined."""
+        exchange = self._meant()
+        if exchange is None or exchange.back is None or exchange.back.ask is None:
+            raise Declined(sdk.types.INVALID_REQUEST, f"There is nobody who could be asked for {method}.")
+        return await exchange.back.ask(method, params)
+
+    async def told(self, method: str, params: Mapping[str, Any]) -> None:
+        """A log message goes to the caller whose request it belongs to, if that caller wants such."""
+        exchange = self._meant()
+        if exchange is None or exchange.back is None:
+            return
+        if method == "notifications/message":
+            await exchange.back.log(params)
+        elif exchange.back.session is not None:
+            await exchange.back.session.tell(method, params)
+
+    async def set_level(self, level: str, deadline: float) -> None:
+        """Have the server log from this level on (handshake eras). A server that will not is left to its own level."""
+        if level and level != self.level and self.session.logs:
+            self.level = level
+            await self.send("logging/setLevel", {"level": level}, Exchange(deadline), None)
+
+    def start(self, task: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run something small beside the requests; it ends with the connection."""
+        with contextlib.suppress(RuntimeError):  # it has just ended
+            self._tasks.start_soon(task)
+
+    def _meant(self) -> Exchange | None:
+        """The request in whose middle this was said: HTTP knows it, a pipe does not."""
+        current = EXCHANGE.get()
+        if current is not None and current.back is not None and not current.is_settled:
+            return current
+        if not self._is_own:
+            return None
+        return next((one for one in reversed(self._exchanges.values()) if one.back is not None), None)
 
     async def send(
         self,
@@ -83,7 +129,7 @@ class Connection:
         exchange: Exchange,
         progress: Progress | None,
     ) -> None:
-        headers = self.session.stamp("tools/call", params).get("headers", {})
+        headers = self.session.stamp("tools/call", params, exchange.told).get("headers", {})
         if progress is not None:
             params["_meta"]["progressToken"] = request_id
         try:
@@ -106,7 +152,7 @@ class Connection:
         try:
             with scope:
                 exchange.left = self._marks_left
-                exchange.succeed(await self.session.relay(method, params, request_id, progress))
+                exchange.succeed(await self.session.relay(method, params, request_id, progress, exchange.told))
         except sdk.MCPError as error:
             self.over = self.over or sdk.is_closed(error)  # before anybody is told, who might ask again at once
             exchange.fail(self._told(error, exchange))
@@ -125,13 +171,7 @@ class Connection:
                 if exchange.status < 300
                 else Broken(f"Backend {self._backend!r} failed.")
             )
-        words = short(error.error.message)
-        return Rejected(
-            f"Backend {self._backend!r} refused: {words} (code {error.error.code}).",
-            said=words,
-            next_step="Check the arguments." if error.error.code == sdk.types.INVALID_PARAMS else "",
-            rpc_code=error.error.code,
-        )
+        return refused(self._backend, error.error.code, error.error.message, error.error.data)
 
     def _withheld(self, why: str) -> AnswerWithheld:
         return AnswerWithheld(

@@ -20,15 +20,14 @@ import anyio
 import orjson
 
 from broker.backends.credential import Outbound
-from broker.backends.decoding import ACCEPT_ENCODING, excerpt, is_json, media_type, short, strict_json
+from broker.backends.decoding import ACCEPT_ENCODING, excerpt, is_json, media_type, strict_json
 from broker.backends.exchange import Cut, Exchange
-from broker.backends.rejection import rejected
+from broker.backends.rejection import refused, rejected
 from broker.backends.upstream import USER_AGENT, Response, Upstream
-from broker.errors import AnswerWithheld, Broken, BrokerError, Rejected
+from broker.errors import AnswerWithheld, Broken, BrokerError
 
 EVENTS_BURST = 1000
 EVENTS_PER_S = 1000.0
-INVALID_PARAMS = -32602
 
 Progress = Callable[[float, float | None, str | None], Awaitable[None]]
 
@@ -76,7 +75,7 @@ class ModernCalls:
                     response.close()
                     response = await self._post(named, again, body, exchange)
             try:
-                message = await self._answer(response, request_id, progress)
+                message = await self._answer(response, request_id, exchange, progress)
             finally:
                 response.close()
         except Cut as cut:
@@ -96,7 +95,9 @@ class ModernCalls:
 
     # --------------------------------------------------------------------------------------------------------- answers
 
-    async def _answer(self, response: Response, request_id: int, progress: Progress | None) -> dict[str, Any] | None:
+    async def _answer(
+        self, response: Response, request_id: int, exchange: Exchange, progress: Progress | None
+    ) -> dict[str, Any] | None:
         """The JSON-RPC answer to this request; None when what came answers another."""
         kind, _ = media_type(response.header(b"content-type"))
         if response.status >= 300:
@@ -110,11 +111,11 @@ class ModernCalls:
         if is_json(kind):
             return self._ours(await response.read(), request_id)
         if kind == "text/event-stream":
-            return await self._from_events(response, request_id, progress)
+            return await self._from_events(response, request_id, exchange, progress)
         raise self._withheld(f"is {kind or 'of no content type'}, where JSON or events were expected")
 
     async def _from_events(
-        self, response: Response, request_id: int, progress: Progress | None
+        self, response: Response, request_id: int, exchange: Exchange, progress: Progress | None
     ) -> dict[str, Any] | None:
         async with aclosing(_slowed(response, self._upstream.cap)) as events:
             try:
@@ -124,6 +125,8 @@ class ModernCalls:
                         return message if _is_for(message, request_id) else None
                     if progress is not None and message["method"] == "notifications/progress":
                         await _pass_on(message, request_id, progress)
+                    if exchange.back is not None and message["method"] == "notifications/message":
+                        await exchange.back.log(_mapping(message.get("params")))
             except _TooLargeError:
                 raise self._withheld(f"has an event of more than {self._upstream.cap} bytes") from None
         raise Broken(
@@ -170,12 +173,7 @@ class ModernCalls:
         code, words = told.get("code"), told.get("message")
         if not isinstance(code, int) or not isinstance(words, str):
             raise self._withheld("is neither a result nor an error")
-        raise Rejected(
-            f"Backend {self._backend!r} refused: {short(words)} (code {code}).",
-            said=short(words),
-            next_step="Check the arguments." if code == INVALID_PARAMS else "",
-            rpc_code=code,
-        )
+        raise refused(self._backend, code, words, told.get("data"))
 
     def _withheld(self, why: str) -> BrokerError:
         return AnswerWithheld(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any, Literal, Protocol, cast
 
 import anyio
@@ -25,12 +26,14 @@ from pydantic import ValidationError
 from broker.backends import sdk
 from broker.backends.decoding import short
 from broker.backends.exchange import EXCHANGE, Cut, Exchange
+from broker.backends.mcp_asking import patient
 from broker.backends.mcp_child import ChildError
 from broker.backends.mcp_connection import Connection
 from broker.backends.mcp_modern import ModernCalls, Progress
 from broker.backends.mcp_offer import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Kind, Listing, list_all
 from broker.backends.mcp_watch import Subscribe, Watched
 from broker.errors import AnswerWithheld, BrokerError, Rejected, Unavailable
+from broker.model.back import ASKING_S, Back, Declined
 from broker.ports import Clock, Health, Offer
 
 PROBE_S = 10.0
@@ -83,7 +86,8 @@ class Reports(Protocol):
 class Link:
     """carrier: makes one, before each connection; may raise ChildError or LookupError. label: what to call the server.
     start_s: to connect, negotiate and list. idle_s: after which an unused connection is left until the next call (0 =
-    never). on_change: the offer or the health changed.
+    never). on_change: the offer or the health changed. declared: what servers may ask over it; a link that declares
+    anything is one agent's own, speaks a handshake era (the modern one declares with each request) and lists nothing.
     """
 
     def __init__(
@@ -96,8 +100,9 @@ class Link:
         start_s: float,
         idle_s: float,
         max_tools: int,
-        on_change: Callable[[], None],
+        on_change: Callable[[], None] = lambda: None,
         on_updated: Callable[[str], None] = lambda _uri: None,
+        declared: Mapping[str, Any] | None = None,
     ) -> None:
         self._name = name
         self._carrier = carrier
@@ -108,6 +113,8 @@ class Link:
         self._max_tools = max_tools
         self._on_change = on_change
         self._on_updated = on_updated
+        self._declared = declared
+        self.refuses_handshake = False  # it answered the handshake with an error
         self.watched = Watched(name)
         self._current: Connection | None = None  # being made or used
         self._usable: Connection | None = None
@@ -179,9 +186,21 @@ class Link:
             carrier = await self._carrier(self)
             with anyio.move_on_after(self._start_s) as self._attempt:
                 async with carrier.streams() as streams:
-                    session = sdk.Session(streams, on_end=self.lost, on_changed=self._stale, on_updated=self._updated)
+                    session = sdk.Session(
+                        streams,
+                        on_end=self.lost,
+                        on_changed=self._stale,
+                        on_updated=self._updated,
+                        on_asked=self._asked,
+                        on_told=self._told,
+                        declared=self._declared or {},
+                    )
                     async with session, anyio.create_task_group() as tasks:
-                        connection = self._current = Connection(self._name, session, tasks, carrier.marks_left)
+                        is_own = self._declared is not None
+                        connection = Connection(
+                            self._name, session, tasks, marks_left=carrier.marks_left, is_own=is_own
+                        )
+                        self._current = connection
                         try:
                             await self._greet(connection)
                             connection.calls = carrier.calls() if session.is_modern else None
@@ -223,12 +242,17 @@ class Link:
 
         mark = EXCHANGE.set(None)
         try:
+            if self._declared is not None:
+                begin()
+                await connection.session.shake_hands()
+                return
             probe_s = min(PROBE_S, self._start_s / 2)
             await connection.session.negotiate(legacy_first=self._legacy, probe_s=probe_s, begin=begin)
-        except sdk.MCPError:
+        except sdk.MCPError as error:
             self._legacy = False
-            if hello.error is not None:
+            if hello.error is not None and hello.status in (0, 401, 403, 429):
                 raise hello.error from None
+            self.refuses_handshake = sdk.what_happened(error) == "refused"
             raise
         finally:
             EXCHANGE.reset(mark)
@@ -260,6 +284,20 @@ class Link:
             # The stream is gone: the server restarted, or its list changed while nobody listened. Looking tells.
             await anyio.sleep(LISTEN_AGAIN_S)
             self._stale()
+
+    async def _asked(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        if self._current is None:
+            raise Declined(sdk.types.INVALID_REQUEST, "Nothing has been asked of this server.")
+        return await self._current.asked(method, params)
+
+    async def _told(self, method: str, params: Mapping[str, Any]) -> None:
+        if self._current is not None:
+            await self._current.told(method, params)
+
+    def roots_changed(self) -> None:
+        """The agent this link belongs to says that its roots changed."""
+        if self._usable is not None and "roots" in (self._declared or {}):
+            self._usable.start(self._usable.session.notify_roots_changed)
 
     def _updated(self, uri: str) -> None:
         if self.watched.has(uri):
@@ -380,18 +418,26 @@ class Link:
         timeout_s: float,
         headers: Mapping[str, str],
         progress: Progress | None,
+        back: Back | None = None,
+        told: Mapping[str, Any] = {},
     ) -> dict[str, Any]:
         """One request and its result. Raises Unavailable, Rejected, TimedOut, Broken, AnswerWithheld.
 
-        deadline: in anyio's clock; timeout_s: the same as it is told to people. On cancel: the peer is told, in the
-        background.
+        deadline: in anyio's clock; timeout_s: the same as it is told to people. While `back.ask` is awaited the
+        deadline stands still. told: as of Session.stamp. On cancel: the peer is told, in the background.
         """
         exchange = Exchange(deadline, headers)
         try:
-            with anyio.fail_after(deadline - anyio.current_time()):
+            with anyio.fail_after(deadline - anyio.current_time()) as scope:
+                last_moment = deadline
+                if back is not None and back.ask is not None:
+                    last_moment += ASKING_S
+                    back = replace(back, ask=patient(back.ask, scope, last_moment))
                 for last in (False, True):
                     connection = await self._reach()
-                    exchange = Exchange(deadline, headers)
+                    if self._declared is not None and back is not None:
+                        await connection.set_level(back.session.log_level if back.session else back.log_level, deadline)
+                    exchange = Exchange(last_moment, headers, back=back, told=told)
                     await connection.send(method, dict(params), exchange, progress)
                     self._used_at = anyio.current_time()
                     if exchange.error is None:
@@ -406,6 +452,18 @@ class Link:
                 self._stale()  # look whether it is there
             raise exchange.error
         return exchange.result or {}
+
+    async def is_modern(self, *, deadline: float, timeout_s: float) -> bool:
+        """Which era it speaks, once that is known. Raises Unavailable."""
+        try:
+            with anyio.fail_after(deadline - anyio.current_time()):
+                return (await self._reach()).session.is_modern
+        except TimeoutError:
+            raise Exchange(deadline).overdue(self._name, timeout_s) from None
+
+    @property
+    def is_idle(self) -> bool:
+        return self._current is None or self._current.is_idle
 
     async def _reach(self) -> Connection:
         """A connection that can be used; waits while one is being made. Raises Unavailable when there is none."""

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 
+from broker.backends.decoding import short
 from broker.errors import Rejected
+from broker.model.back import PASSED_ON
+
+INVALID_PARAMS = -32602
 
 LONGEST_RETRY_AFTER_MS = 86_400_000
 _OPERATOR = "Only the operator of the broker can change that."
@@ -55,3 +60,15 @@ def retry_after_ms(header: str, now_ms: int) -> int | None:
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
     wait_ms = round((at - datetime.fromtimestamp(now_ms / 1000, UTC)).total_seconds() * 1000)
     return min(max(wait_ms, 0), LONGEST_RETRY_AFTER_MS)
+
+
+def refused(backend: str, code: int, message: str, data: Any) -> Rejected:
+    """The error for a JSON-RPC error of a server. data: kept only where the caller has to see it."""
+    words = short(message)
+    return Rejected(
+        f"Backend {backend!r} refused: {words} (code {code}).",
+        said=words,
+        next_step="Check the arguments." if code == INVALID_PARAMS else "",
+        rpc_code=code,
+        **({"rpc_data": data} if code in PASSED_ON else {}),
+    )

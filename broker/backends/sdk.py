@@ -2,8 +2,9 @@
 
 Pinned to mcp 2.3.0. Private: `ClientSession._stamp` (the era's `_meta` and headers on a raw request),
 `ClientSession._x_mcp_header_maps` (which arguments the 2026-07-28 wire mirrors into headers; the SDK fills it only in
-its own typed tools/list, which a raw relay does not use). `tests/stories/test_backend_mcp.py` fails when an upgrade
-moves them.
+its own typed tools/list, which a raw relay does not use), `ClientSession._build_capabilities` (what a session declares
+is what the agent behind it declared, not which callbacks we have). `tests/stories/test_backend_mcp.py` and
+`tests/stories/test_asking_back.py` fail when an upgrade moves them.
 
 A relayed request is a plain dictionary on the way out and back: typed forwarding loses fields the SDK does not know.
 """
@@ -35,6 +36,7 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, LATEST_MODERN_VERSION
 from pydantic import ValidationError
 
 from broker import __version__
+from broker.model.back import ASKABLE, Declined
 
 __all__ = [
     "SERVER_INFO_META_KEY",
@@ -122,25 +124,60 @@ class _Inlet:
         await self.aclose()
 
 
+TOLD = ("notifications/message", "notifications/elicitation/complete")
+
+Asked = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
+"""(method of ASKABLE, params) → the result. Raises Declined. Runs in the context of the request it came with, where the
+transport knows that."""
+Told = Callable[[str, Mapping[str, Any]], Awaitable[None]]
+"""(method of TOLD, params), likewise."""
+
+
 class _Dispatcher(JSONRPCDispatcher[Any]):
-    """Says when the connection has ended."""
+    """Says when the connection has ended; hands over raw what servers ask and tell, which the SDK's typed callbacks
+    would lose fields of."""
 
-    def __init__(self, read: Any, write: Any, on_end: Callable[[], None]) -> None:
+    def __init__(self, streams: Streams, on_end: Callable[[], None], on_asked: Asked, on_told: Told) -> None:
+        read, write = streams
         super().__init__(_Inlet(read), write)
-        self._on_end = on_end
+        self._on_end, self._on_asked, self._on_told = on_end, on_asked, on_told
 
-    async def run(self, *args: Any, **kwargs: Any) -> None:
+    async def run(self, on_request: Any, on_notify: Any, *args: Any, **kwargs: Any) -> None:
+        async def asked(context: Any, method: str, params: Mapping[str, Any] | None) -> dict[str, Any]:
+            if method not in ASKABLE:
+                return await on_request(context, method, params)
+            try:
+                return await self._on_asked(method, params or {})
+            except Declined as refusal:
+                raise MCPError(refusal.code, refusal.message, refusal.data) from None
+
+        async def told(context: Any, method: str, params: Mapping[str, Any] | None) -> None:
+            if method in TOLD:
+                await self._on_told(method, params or {})
+            else:
+                await on_notify(context, method, params)
+
         try:
-            await super().run(*args, **kwargs)
+            await super().run(asked, told, *args, **kwargs)
         finally:
             self._on_end()
+
+
+class _Session(ClientSession):
+    """Declares what it is told to declare."""
+
+    declared: Mapping[str, Any] = {}
+
+    def _build_capabilities(self, version: str) -> types.ClientCapabilities:  # noqa: ARG002
+        return types.ClientCapabilities.model_validate(dict(self.declared))
 
 
 class Session:
     """One connection's session: negotiated once, then raw requests. Enter and leave it in one task.
 
     on_end: called when the peer closed the connection. on_changed: called when it says that one of its lists changed.
-    on_updated: called with the URI of a resource that it says has changed.
+    on_updated: called with the URI of a resource that it says has changed. on_asked, on_told: what it asks and tells in
+    the middle of a request. declared: the client capabilities of this connection.
     """
 
     def __init__(
@@ -150,15 +187,19 @@ class Session:
         on_end: Callable[[], None],
         on_changed: Callable[[], None],
         on_updated: Callable[[str], None],
+        on_asked: Asked,
+        on_told: Told,
+        declared: Mapping[str, Any],
     ) -> None:
         self._on_changed = on_changed
         self._on_updated = on_updated
-        self._dispatcher = _Dispatcher(*streams, on_end)
-        self._session = ClientSession(
+        self._dispatcher = _Dispatcher(streams, on_end, on_asked, on_told)
+        self._session = _Session(
             dispatcher=self._dispatcher,
             message_handler=self._heard,
             client_info=types.Implementation(name="broker", version=__version__),
         )
+        self._session.declared = declared
 
     async def __aenter__(self) -> Self:
         await self._session.__aenter__()
@@ -174,6 +215,10 @@ class Session:
             self._on_updated(str(message.params.uri))
 
     # -------------------------------------------------------------------------------------------------------- eras
+
+    async def shake_hands(self) -> None:
+        """The handshake and nothing else. Raises MCPError, RuntimeError, ValidationError as `negotiate` does."""
+        await self._session.initialize()
 
     async def negotiate(self, *, legacy_first: bool, probe_s: float, begin: Callable[[], Callable[[], bool]]) -> None:
         """Agree on a revision: the modern probe, then the handshake; the other way round when this server is known.
@@ -259,21 +304,41 @@ class Session:
 
     # ---------------------------------------------------------------------------------------------------- requests
 
+    @property
+    def logs(self) -> bool:
+        """Whether it takes `logging/setLevel` (handshake eras)."""
+        declared = self._session.server_capabilities
+        return bool(declared and declared.logging is not None)
+
+    async def notify_roots_changed(self) -> None:
+        await self._session.send_notification(types.RootsListChangedNotification())
+
     async def relay(
-        self, method: str, params: dict[str, Any], request_id: int, on_progress: Callable[..., Awaitable[None]] | None
+        self,
+        method: str,
+        params: dict[str, Any],
+        request_id: int,
+        on_progress: Callable[..., Awaitable[None]] | None,
+        told: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """One raw request. Raises MCPError (its error, or the connection closed). On cancel: the peer is told."""
-        options = self.stamp(method, params)
+        """One raw request. told: as `stamp`. Raises MCPError (its error, or the connection closed). On cancel: the peer
+        is told."""
+        options = self.stamp(method, params, told)
         options["request_id"] = request_id
         if on_progress is not None:
             options["on_progress"] = cast("ProgressFnT", on_progress)
         return await self._dispatcher.send_raw_request(method, params, options)
 
-    def stamp(self, method: str, params: dict[str, Any]) -> CallOptions:
-        """Put what the era asks for into the params; its headers are `headers` of what is returned."""
+    def stamp(self, method: str, params: dict[str, Any], told: Mapping[str, Any]) -> CallOptions:
+        """Put what the era asks for into the params; its headers are `headers` of what is returned.
+
+        told: reserved `_meta` of this request alone, where the era has it (capabilities, log level).
+        """
         options: CallOptions = {}
         data = {"method": method, "params": params}
         self._session._stamp(data, options)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] – see the module's head
+        if told and self.is_modern:
+            params["_meta"].update(told)
         return options
 
     def mirror_headers(self, tools: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

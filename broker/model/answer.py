@@ -35,6 +35,11 @@ class Answer:
             result["_meta"] = self.meta
         return result
 
+    @property
+    def is_final(self) -> bool:
+        """False when its server asks for input before it goes on, or will tell the result later (`resultType`)."""
+        return self.more.get("resultType", "complete") == "complete"
+
     def encoded(self) -> bytes:
         """`result` as JSON, made once: its size is judged, its digest recorded and the agent answered by these bytes.
 

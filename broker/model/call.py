@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from broker.model.back import Back, Round
 from broker.model.principal import Principal
 
 IDEMPOTENCY_META = "dev.broker/idempotencyKey"
@@ -31,6 +32,8 @@ class Call:
     meta: Mapping[str, Any] = field(default_factory=dict[str, Any])  # the request's _meta without reserved keys
     capabilities: Mapping[str, Any] = field(default_factory=dict[str, Any])  # what the client declared
     progress: Progress | None = None
+    back: Back | None = None  # None: nobody who could be told or asked while it runs
+    round: Round | None = None  # what the caller sent along with a call that its server has asked it about
     asked: Literal["tool", "resource", "prompt"] = "tool"  # what `name` names; other than a tool: see model.part
     completing: Mapping[str, Any] | None = None  # `argument` and `context` of completion/complete: values are asked for
     follow: bool = False  # of a resource: be told of its updates, instead of reading it

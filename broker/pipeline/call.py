@@ -33,10 +33,12 @@ from broker.errors import (
     OutcomeUnknown,
     Overloaded,
     RecordUnavailable,
+    StateSpent,
     Unauthenticated,
     UnknownTool,
 )
 from broker.model.answer import Answer
+from broker.model.back import Round
 from broker.model.call import TASK_META, Call
 from broker.model.hold import HoldTerms
 from broker.model.invocation import Admission, Intent, Invocation, Outcome
@@ -193,6 +195,9 @@ class Pipeline:
         if verdict.outcome == "hold" and call.aside:
             reason = "No person is asked about a completion or a subscription."
             verdict = replace(verdict, outcome="deny", reason=reason, terms=None)
+        elif verdict.outcome == "hold" and call.round is not None:
+            reason = "A call that its server has asked about cannot be held; call again from the beginning."
+            verdict = replace(verdict, outcome="deny", reason=reason, terms=None)
         _lap(call, "authorise", began)
         if verdict.outcome != "deny":
             return verdict
@@ -256,6 +261,8 @@ class Pipeline:
         begun = False
         try:
             await anyio.lowlevel.checkpoint_if_cancelled()
+            if call.round is not None:
+                await self._spend(call.round, call)
             begun = True
             answer = await dispatch(entry, call, self._backends, self._patience)
         except anyio.get_cancelled_exc_class():
@@ -279,6 +286,15 @@ class Pipeline:
         )
         await self._end(call, entry, ended)
         return answer
+
+    async def _spend(self, round_: Round, call: Call) -> None:
+        """The state that a caller sends along may be used once: what it stands for would be done again."""
+        if not round_.once or await self._store.spend(round_.once, round_.until_ms):
+            return
+        raise StateSpent(
+            f"Refused: this requestState of {call.name} has been used already. Nothing was done.",
+            next_step="Call again from the beginning.",
+        )
 
     # ------------------------------------------------------------------------------------------------------- records
 

@@ -13,6 +13,7 @@ from typing import Any
 from broker.catalog.catalog import Entry
 from broker.errors import BrokerError, Internal, TimedOut, Unavailable
 from broker.model.answer import Answer
+from broker.model.back import ASKING_S
 from broker.model.call import Call
 from broker.model.sketch import Sketch
 from broker.ports import Backend
@@ -70,7 +71,8 @@ async def dispatch(entry: Entry, call: Call, backends: Mapping[str, Backend], pa
     arguments = _filled(entry, call)
     task = asyncio.current_task()
     assert task is not None, "calls are made in tasks"  # noqa: S101
-    patience.begin(task, tool.timeout_s + GRACE_S)
+    asking_s = ASKING_S if call.back is not None and call.back.ask is not None else 0.0
+    patience.begin(task, tool.timeout_s + GRACE_S + asking_s)
     try:
         answer = await backend.call(tool, arguments, call)
     except asyncio.CancelledError:

@@ -15,6 +15,7 @@ import orjson
 from broker.errors import AnswerWithheld, BackendError, BrokerError, InFlight, InvalidArguments, OutcomeUnknown
 from broker.model.answer import Answer
 from broker.model.call import IDEMPOTENCY_META, Call
+from broker.model.canonical import canonical, digest_of
 from broker.model.invocation import Invocation
 from broker.ports import Store
 
@@ -33,6 +34,9 @@ def key_of(call: Call) -> str:
             f"Refused: `_meta` key {IDEMPOTENCY_META} is not a text of 1 to {MOST_CHARACTERS} characters.",
             next_step="Correct it and call again; nothing was done.",
         )
+    if call.round is not None:  # each round of a call is a request of its own: only its repetition is the same one
+        said = [call.round.responses, call.round.state]
+        return f"{key} {digest_of(canonical(said))}"
     return key
 
 

@@ -99,13 +99,13 @@ class Shape:
         )
 
     def inspect(self, answer: Answer) -> Answer:
-        """The answer as it may be handed on. An answer that is itself an error is only held against the size.
+        """The answer as it may be handed on. One that is itself an error, or a question, is only held against the size.
 
         Raises AnswerWithheld (the effect is done): it cannot be selected from, does not fit its schema, or is too big.
         """
         if self.usage:
             answer = replace(answer, spent={**answer.spent, **self._spent(answer)})
-        if not answer.is_error:
+        if not answer.is_error and answer.is_final:
             if self.select is not None or self.text is not None:
                 answer = self._selected(answer)
             if self.faults is not None:

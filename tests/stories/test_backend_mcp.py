@@ -280,7 +280,8 @@ async def test_the_servers_http_requests_carry_our_headers_and_nothing_of_the_ag
                 "progressToken": "agent's",
                 "dev.broker/callId": "forged",
             }
-            call = a_call("id-1", trace_parent=trace, meta=meta, capabilities={"elicitation": {}})
+            declared: dict[str, Any] = {"elicitation": {}, "experimental": {"x": {}}}
+            call = a_call("id-1", trace_parent=trace, meta=meta, capabilities=declared)
             answer = await ask(backend, remote("echo"), call, region="eu", none=None)
     sent = next(headers for headers in sdk.requests if headers.get("mcp-method") == "tools/call")
     assert sent["authorization"] == "Bearer secret-token"
@@ -293,15 +294,16 @@ async def test_the_servers_http_requests_carry_our_headers_and_nothing_of_the_ag
     got = answer.structured["meta"]
     assert (got["shop.example/cart"], got["dev.broker/callId"], got["traceparent"]) == (1, "id-1", trace)
     assert got["io.modelcontextprotocol/clientInfo"]["name"] == "broker"
-    assert got["io.modelcontextprotocol/clientCapabilities"] == {}
+    assert got["io.modelcontextprotocol/clientCapabilities"] == {"elicitation": {}}
     assert "progressToken" not in got
     assert answer.meta is None
 
 
-async def test_what_a_server_asks_back_is_not_relayed_yet() -> None:
+async def test_a_question_of_a_server_is_handed_on_with_its_state() -> None:
     async with house() as where, sdk_backend(where, Sdk()) as backend:
-        with pytest.raises(Rejected, match="input_required"):
-            await ask(backend, remote("ask"))
+        answer = await ask(backend, remote("ask"), a_call(capabilities={"elicitation": {}}))
+        assert not answer.is_final
+        assert (answer.more["resultType"], answer.more["requestState"]) == ("input_required", "x")
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -117,6 +117,7 @@ async def _faced(broker: Broker) -> AsyncGenerator[AgentServer]:
         clock=broker.clock,
         on_refused=turned_away,
         on_listed=listed,
+        state_keys=lambda: _state_keys(broker),
     )
     unsubscribe = broker.shelf.subscribe(agents.announce_tools_changed)
     broker.reconciler.on_resource_updated.add(agents.resource_updated)
@@ -131,6 +132,11 @@ async def _faced(broker: Broker) -> AsyncGenerator[AgentServer]:
             tasks.cancel_scope.cancel()
             with anyio.move_on_after(2, shield=True):
                 await sums.flush()
+
+
+def _state_keys(broker: Broker) -> list[bytes]:
+    """What `requestState` is sealed with: the keys of the settings, or one of the database's."""
+    return [key.encode() for key in broker.settings.request_state_keys] or [broker.store.secret("requestState")]
 
 
 def _routes(broker: Broker) -> list[Route]:

@@ -9,9 +9,10 @@ What must not live here: what the SDK's handlers do, decisions about calls.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib import import_module
+from secrets import token_bytes
 from time import time
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from broker.faces.mcp.gate import METHODS, Gate
 from broker.faces.mcp.headers import Places
 from broker.faces.mcp.ports import Authenticate, Challenge, Clock, House, Listed, Pipeline, Refused
 from broker.faces.mcp.request import App, Receive, Scope, Send
+from broker.faces.mcp.rounds import Rounds
 from broker.faces.mcp.sessions import Audience
 from broker.faces.mcp.standing import Standing
 from broker.model.principal import Principal
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 NAME = "broker"
 TITLE = "Governed MCP broker"
 _SDK = "broker.faces.mcp.server"
+_OWN_KEY = token_bytes(32)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -60,13 +63,17 @@ class AgentServer:
         clock: Clock | None = None,
         on_refused: Refused = lambda _kind: None,
         on_listed: Listed = lambda _principal, _shown: None,
+        state_keys: Callable[[], Sequence[bytes]] = lambda: [_OWN_KEY],
     ) -> None:
         """instructions: what a model is told about the whole server. base_url: where clients reach it; asked when a
         request comes, so that a port taken at start is known by then. on_refused: told the kind of each request that
-        never became a call. on_listed: told how many tools a caller was shown.
+        never became a call. on_listed: told how many tools a caller was shown. state_keys: seal `requestState`
+        (`rounds`); without them a key of this process does.
         """
+        clock = clock or _SystemClock()
+        rounds = Rounds(state_keys, clock)
         self._house = House(
-            pipeline, authenticate, challenge, base_url, settings.limits, clock or _SystemClock(), on_refused, on_listed
+            pipeline, authenticate, challenge, base_url, settings.limits, clock, on_refused, on_listed, rounds
         )
         self._instructions = instructions
         self._server_info = {"name": NAME, "title": TITLE, "version": version}

@@ -13,7 +13,16 @@ from typing import Any, cast
 import structlog
 import uuid_utils
 
-from broker.errors import BrokerError, InsufficientScope, Internal, Malformed, Unauthenticated, UnknownTool
+from broker.errors import (
+    BrokerError,
+    InsufficientScope,
+    Internal,
+    Malformed,
+    Rejected,
+    StateSpent,
+    Unauthenticated,
+    UnknownTool,
+)
 from broker.faces.mcp.agreement import (
     CAPABILITIES_KEY,
     CLIENT_KEY,
@@ -23,10 +32,11 @@ from broker.faces.mcp.agreement import (
     SUBSCRIPTION_KEY,
     VERSION_KEY,
 )
-from broker.faces.mcp.ports import Pipeline
+from broker.faces.mcp.ports import House, Pipeline
 from broker.faces.mcp.strict import RequestId
 from broker.faces.refusal import as_result
 from broker.model.answer import Answer
+from broker.model.back import PASSED_ON, Back
 from broker.model.call import Call, Progress
 from broker.model.principal import Principal
 
@@ -52,6 +62,7 @@ def build_call(
     capabilities: Mapping[str, Any] | None = None,
     trace_parent: str = "",
     progress: Progress | None = None,
+    back: Back | None = None,
 ) -> Call:
     """params: of a `tools/call` request. capabilities: of the session; None reads them from the request's `_meta`.
 
@@ -77,6 +88,7 @@ def build_call(
         meta={key: value for key, value in meta.items() if key not in OWN_META},
         capabilities=cast("dict[str, Any]", declared) if isinstance(declared, dict) else {},
         progress=progress,
+        back=back,
     )
 
 
@@ -87,29 +99,44 @@ def _trace_parent(value: object) -> str:
     return value if _TRACE_PARENT.fullmatch(value) else ""
 
 
-async def perform(pipeline: Pipeline, call: Call) -> dict[str, Any]:
+async def perform(house: House, call: Call) -> dict[str, Any]:
     """The tool result of this call, be it an answer or a refusal. Raises as `answered` does."""
-    ended = await answered(pipeline, call)
-    return ended.result() if isinstance(ended, Answer) else ended
+    ended = await answered(house.pipeline, call)
+    return house.rounds.result(ended, call) if isinstance(ended, Answer) else ended
 
 
 async def answered(pipeline: Pipeline, call: Call) -> Answer | dict[str, Any]:
     """The answer to this call, or the tool result that tells a refusal.
 
-    Raises UnknownTool, InsufficientScope and Unauthenticated, which each transport tells in its own way; nothing else.
-    On cancel: the pipeline has recorded the call's end when this leaves.
+    Raises UnknownTool, InsufficientScope and Unauthenticated, which each transport tells in its own way, and what
+    `protocol_error` knows; nothing else. On cancel: the pipeline has recorded the call's end when this leaves.
     """
     try:
         return await pipeline.perform(call)
     except (UnknownTool, InsufficientScope, Unauthenticated):
         raise
     except BrokerError as error:
+        if protocol_error(error, call) is not None:
+            raise
         return as_result(error, call.id)
     except Exception:  # the wire's edge: whatever went wrong in here, the agent gets an answer and the log the details
         log.exception("a call failed outside the pipeline's care", call_id=call.id)
         failure = Internal("Refused: the broker failed.", next_step="Ask the operator; do not send the call again.")
         failure.effect = "unknown"
         return as_result(failure, call.id)
+
+
+def protocol_error(error: BrokerError, call: Call) -> tuple[int, str, Any] | None:
+    """Code, message and data of an end that is a JSON-RPC error and no tool result: one that programs act upon, because
+    a client library lacks a capability, has to visit a URL, or sent a state along that is good for nothing."""
+    if isinstance(error, StateSpent):
+        return INVALID_PARAMS, error.sentence, {"reason": "invalid_request_state"}
+    if not isinstance(error, Rejected):
+        return None
+    code = error.facts.get("rpc_code")
+    if code in PASSED_ON:
+        return code, error.said, error.facts.get("rpc_data")
+    return (INVALID_PARAMS, error.sentence, None) if code == INVALID_PARAMS and call.round is not None else None
 
 
 def modern_result(result: dict[str, Any], server_info: Mapping[str, str]) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from broker.errors import (
     Malformed,
     Overloaded,
     RecordUnavailable,
+    Rejected,
+    StateSpent,
     Unauthenticated,
     UnknownTool,
 )
@@ -297,10 +299,10 @@ class Gate:
                 request_id=message.id,
                 trace_parent=request.trace_parent,
             )
-            request.scope[OUTCOME] = await perform(house.pipeline, call)
+            request.scope[OUTCOME] = await perform(house, call)
         except (InsufficientScope, Unauthenticated) as refusal:
             raise self._challenged(request, refusal) from None
-        except UnknownTool as refusal:
+        except (UnknownTool, Rejected, StateSpent) as refusal:
             request.scope[OUTCOME] = refusal
         except Malformed:
             return  # the SDK refuses it in its own words
@@ -323,7 +325,7 @@ class Gate:
         if not house.pipeline.lacks_scopes(call):
             return
         try:
-            request.scope[OUTCOME] = await parts.perform_part(house.pipeline, call)
+            request.scope[OUTCOME] = await parts.perform_part(house, call)
         except (InsufficientScope, Unauthenticated) as refusal:
             raise self._challenged(request, refusal) from None
         except BrokerError as error:

@@ -18,8 +18,8 @@ import structlog
 
 from broker.errors import BrokerError, Internal, Malformed, UnknownTool
 from broker.faces.mcp.agreement import INVALID_PARAMS
-from broker.faces.mcp.calls import build_call
-from broker.faces.mcp.ports import Pipeline
+from broker.faces.mcp.calls import build_call, protocol_error
+from broker.faces.mcp.ports import House
 from broker.faces.refusal import as_result
 from broker.model.call import Call
 from broker.model.part import PROMPT, RESOURCE
@@ -118,21 +118,21 @@ def _mapping(params: Mapping[str, Any], key: str) -> dict[str, Any]:
     return cast("dict[str, Any]", value or {})
 
 
-async def perform_part(pipeline: Pipeline, call: Call) -> dict[str, Any]:
+async def perform_part(house: House, call: Call) -> dict[str, Any]:
     """The result, with every field its server gave. Raises BrokerError only.
 
     On cancel: the pipeline has recorded the call's end when this leaves.
     """
     try:
-        answer = await pipeline.perform(call)
+        answer = await house.pipeline.perform(call)
     except BrokerError:
         raise
     except Exception:  # the wire's edge: whatever went wrong in here, the agent gets an answer and the log the details
         log.exception("a read failed outside the pipeline's care", call_id=call.id)
         raise Internal("Refused: the broker failed.", next_step="Give the call id to the operator.") from None
-    result = dict(answer.more)
-    if answer.meta:
-        result["_meta"] = dict(answer.meta)
+    result = house.rounds.result(answer, call)
+    for field in ("content", "isError"):  # of tool results
+        result.pop(field, None)
     return result
 
 
@@ -143,6 +143,8 @@ def as_error(error: BrokerError, call: Call, *, modern: bool) -> tuple[int, str,
         data = {"uri": call.name.removeprefix(RESOURCE)} if missing else None
         return (RESOURCE_NOT_FOUND if missing and not modern else INVALID_PARAMS), error.message, data
     code = error.facts.get("rpc_code") or (INVALID_PARAMS if error.code == "invalid_arguments" else 0)
+    if known := protocol_error(error, call):
+        return known
     if code == RESOURCE_NOT_FOUND and modern:
         code = INVALID_PARAMS
     told = as_result(error, call.id)

@@ -74,6 +74,18 @@ class Clock(Protocol):
     def now_ms(self) -> int: ...
 
 
+class Rounds(Protocol):
+    """`rounds.Rounds`: calls of several rounds."""
+
+    def begin(self, call: Call, params: Mapping[str, Any]) -> None:
+        """Give the call what its request was sent along with. Raises Malformed."""
+        ...
+
+    def result(self, answer: Answer, call: Call) -> dict[str, Any]:
+        """The answer as a result, with what belongs to a further round sealed."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class House:
     """What every part of this face is given."""
@@ -86,3 +98,4 @@ class House:
     clock: Clock
     on_refused: Refused
     on_listed: Listed
+    rounds: Rounds

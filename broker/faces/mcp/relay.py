@@ -17,7 +17,8 @@ from mcp.shared.exceptions import MCPError
 
 from broker.catalog.catalog import PartsListed
 from broker.errors import BrokerError, Malformed
-from broker.faces.mcp.agreement import INVALID_PARAMS, MODERN
+from broker.faces.mcp.agreement import INVALID_PARAMS, MODERN, NAMED
+from broker.faces.mcp.asking import back_of
 from broker.faces.mcp.calls import without_server
 from broker.faces.mcp.parts import as_error, build_part_call, perform_part
 from broker.faces.mcp.ports import House
@@ -73,6 +74,8 @@ class Relay:
 
     async def _read(self, context: Context, _params: mcp_types.ReadResourceRequestParams) -> dict[str, Any]:
         result = await self._perform(context, "resources/read")
+        if result.get("resultType", "complete") != "complete":
+            return result  # a question, never to be cached
         if context.protocol_version in MODERN:
             result["cacheScope"] = "private"  # what a server shows to all, policy may show to some
         else:
@@ -110,7 +113,7 @@ class Relay:
             call = build_part_call("resources/subscribe", {"uri": uri}, **self._known(context, scope))
             try:
                 with _released_unless_kept(call):
-                    await perform_part(self._house.pipeline, call)
+                    await perform_part(self._house, call)
                     shown.keep(uri, call)
             except BrokerError:  # recorded; what is not honoured is not named in the acknowledgement
                 continue
@@ -126,15 +129,19 @@ class Relay:
                 raise outcome
             if outcome is None:
                 with self._answering(scope):
-                    outcome = await perform_part(self._house.pipeline, call)
+                    outcome = await perform_part(self._house, call)
         except BrokerError as error:
             code, message, data = as_error(error, call, modern=context.protocol_version in MODERN)
             raise MCPError(code, message, data) from None
         return complete(context, outcome)
 
     def _call(self, context: Context, scope: Mapping[str, Any], method: str) -> Call:
+        params = context.params or {}
         try:
-            return build_part_call(method, context.params or {}, **self._known(context, scope))
+            call = build_part_call(method, params, **self._known(context, scope))
+            if method in NAMED:
+                self._house.rounds.begin(call, params)
+            return call
         except Malformed as fault:
             raise MCPError(INVALID_PARAMS, fault.message) from None
 
@@ -148,6 +155,7 @@ class Relay:
             "capabilities": capabilities.model_dump(by_alias=True, exclude_none=True) if capabilities else {},
             "trace_parent": trace_parent(scope),
             "progress": Progress(context).report,
+            "back": back_of(context),
         }
 
 

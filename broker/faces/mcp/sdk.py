@@ -6,6 +6,7 @@ Pinned to mcp 2.3.0. Each touch says what it is for and what would replace it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
@@ -14,8 +15,10 @@ from mcp.server.connection import Connection
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel.server import NotificationOptions, Server
 from mcp.server.models import InitializationOptions
+from mcp.server.streamable_http import EventStore
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
+from broker.faces.mcp.events import Events
 from broker.model.principal import Principal
 
 
@@ -35,6 +38,25 @@ class BrokerServer(Server[Any]):
         return super().create_initialization_options(changing, *rest, **named)
 
 
+class Sessions(StreamableHTTPSessionManager):
+    """Gives each session events of its own: streams are named by request ids, which sessions have in common.
+
+    Not private, but relied upon: `event_store` is read once for each session that begins.
+    """
+
+    def __init__(self, *, events: Events, **more: Any) -> None:
+        self._events = events
+        super().__init__(**more)
+
+    @property
+    def event_store(self) -> EventStore | None:
+        return self._events.of_session()
+
+    @event_store.setter
+    def event_store(self, _none: EventStore | None) -> None:
+        """The base class has none to set."""
+
+
 def connection_of(context: ServerRequestContext[Any, Any]) -> Connection:
     """The connection behind a request, to notify it later. Touch: `ServerSession._connection`; the SDK keeps no
     registry of handshake-era sessions, and the session object lives for one request only.
@@ -47,6 +69,20 @@ def open_sessions(manager: StreamableHTTPSessionManager) -> int:
     name no setting.
     """
     return len(manager._server_instances)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+async def ask(context: ServerRequestContext[Any, Any], method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """One raw request to the client, on the stream of the request being answered. Raises MCPError (its error, or no way
+    to it). Touch: `ServerSession._request_outbound`; the typed way loses fields that the SDK does not know.
+    """
+    channel = context.session._request_outbound  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    return await channel.send_raw_request(method, params or None)
+
+
+async def tell(context: ServerRequestContext[Any, Any], method: str, params: Mapping[str, Any]) -> None:
+    """One raw notification on the stream of the request being answered. Touch: as `ask`."""
+    channel = context.session._request_outbound  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    await channel.notify(method, params)
 
 
 def owner(principal: Principal) -> AuthenticatedUser:

@@ -19,7 +19,6 @@ import mcp_types
 from anyio.abc import TaskStatus
 from mcp.server.caching import CacheHint
 from mcp.server.context import ServerRequestContext
-from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.exceptions import MCPError
 from mcp.shared.message import SessionMessage
 from mcp.shared.subscriptions import (
@@ -31,16 +30,26 @@ from mcp.shared.subscriptions import (
     event_to_notification,
 )
 
-from broker.errors import InsufficientScope, Malformed, Unauthenticated, UnknownTool
+from broker.errors import (
+    BrokerError,
+    InsufficientScope,
+    Malformed,
+    Rejected,
+    StateSpent,
+    Unauthenticated,
+    UnknownTool,
+)
 from broker.faces.mcp import stdio
 from broker.faces.mcp.agreement import INVALID_PARAMS
-from broker.faces.mcp.calls import build_call, perform, unknown_tool
+from broker.faces.mcp.asking import back_of, session_of
+from broker.faces.mcp.calls import build_call, perform, protocol_error, unknown_tool
 from broker.faces.mcp.direct import Direct
+from broker.faces.mcp.events import RETRY_MS, Events
 from broker.faces.mcp.ports import House
 from broker.faces.mcp.progress import Progress
 from broker.faces.mcp.relay import CACHE_HINTS, Relay, complete, scope_of, trace_parent
 from broker.faces.mcp.request import FACE, OUTCOME, PRINCIPAL, App, Receive, Scope, Send
-from broker.faces.mcp.sdk import BrokerServer, connection_of, open_sessions, owner, silence
+from broker.faces.mcp.sdk import BrokerServer, Sessions, connection_of, open_sessions, owner, silence
 from broker.faces.mcp.sessions import Audience
 from broker.faces.mcp.sse import SseEndpoint
 from broker.faces.mcp.strict import INVALID_REQUEST
@@ -68,7 +77,7 @@ class SdkServer:
         self._direct = direct
         self._relay = Relay(house, audience, self._answering)
         self._server = self._make_server(server_info, instructions)
-        self._streamable: StreamableHTTPSessionManager | None = None
+        self._streamable: Sessions | None = None
         sse = SseEndpoint(self._server, house.limits)
         self.apps: Mapping[str, App] = {"/mcp": self._streamable_http, "/sse": sse.stream, "/messages/": sse.message}
         self._on_streams = 0  # calls whose answers travel on an HTTP+SSE stream
@@ -77,8 +86,10 @@ class SdkServer:
     async def run(self, leave: anyio.Event, *, task_status: TaskStatus[None]) -> None:
         """Sessions live inside, until `leave` is set. Once per server."""
         limits = self._house.limits
-        manager = StreamableHTTPSessionManager(
+        manager = Sessions(
+            events=Events(),
             app=self._server,
+            retry_interval=RETRY_MS,
             session_idle_timeout=limits.session_idle_s,
             max_sessions=limits.sessions,
             max_request_body_size=limits.body_bytes,
@@ -146,7 +157,9 @@ class SdkServer:
         server.add_request_handler("tools/call", mcp_types.CallToolRequestParams, self._call_tool)
         self._relay.register(server)
         server.add_request_handler("subscriptions/listen", mcp_types.SubscriptionsListenRequestParams, self._listen)
+        server.add_request_handler("logging/setLevel", mcp_types.SetLevelRequestParams, self._set_level)
         server.add_notification_handler("notifications/initialized", mcp_types.NotificationParams, self._initialized)
+        server.add_notification_handler("notifications/roots/list_changed", mcp_types.NotificationParams, self._rooted)
         return server
 
     def _mirrored_schema(self, name: str) -> Mapping[str, Any] | None:
@@ -173,6 +186,8 @@ class SdkServer:
         outcome = scope.pop(OUTCOME, None)
         if isinstance(outcome, UnknownTool):
             raise MCPError(INVALID_PARAMS, unknown_tool(str((context.params or {}).get("name"))))
+        if isinstance(outcome, BrokerError):
+            raise MCPError(INVALID_PARAMS, outcome.sentence)
         if outcome is not None:
             return complete(context, outcome)
         with self._answering(scope):
@@ -191,24 +206,29 @@ class SdkServer:
                 self._streams_idle.set()
 
     async def _perform(self, context: Context, scope: Mapping[str, Any]) -> dict[str, Any]:
-        capabilities = context.session.client_capabilities
+        capabilities, params = context.session.client_capabilities, context.params or {}
         try:
             call = build_call(
-                context.params or {},
+                params,
                 principal=scope[PRINCIPAL],
                 face=scope[FACE],
                 now_ms=self._house.clock.now_ms(),
                 request_id=context.request_id,
                 capabilities=capabilities.model_dump(by_alias=True, exclude_none=True) if capabilities else {},
                 trace_parent=trace_parent(scope),
+                progress=Progress(context).report,
+                back=back_of(context),
             )
+            self._house.rounds.begin(call, params)
         except Malformed as fault:
             raise MCPError(INVALID_PARAMS, fault.message) from None
-        call.progress = Progress(context).report
         try:
-            return complete(context, await perform(self._house.pipeline, call))
+            return complete(context, await perform(self._house, call))
         except UnknownTool:
             raise MCPError(INVALID_PARAMS, unknown_tool(call.name)) from None
+        except (Rejected, StateSpent) as refusal:
+            code, said, data = protocol_error(refusal, call) or (INVALID_PARAMS, refusal.sentence, None)
+            raise MCPError(code, said, data) from None
         except (InsufficientScope, Unauthenticated) as refusal:  # no status to give here: stdio, or an open stream
             return complete(context, as_result(refusal, call.id))
 
@@ -216,6 +236,14 @@ class SdkServer:
         connection = connection_of(context)
         self._audience.join(connection, _principal(context))
         connection.exit_stack.callback(self._audience.leave, connection)
+
+    async def _set_level(self, context: Context, params: mcp_types.SetLevelRequestParams) -> dict[str, Any]:
+        """For this session from now on; the servers behind hear of it with the next call of theirs."""
+        session_of(context).log_level = params.level
+        return {}
+
+    async def _rooted(self, context: Context, _params: mcp_types.NotificationParams) -> None:
+        session_of(context).roots_changed()
 
     async def _listen(self, context: Context, params: mcp_types.SubscriptionsListenRequestParams) -> Any:
         """One listen stream: changes of lists, and updates of the resources its caller may follow."""

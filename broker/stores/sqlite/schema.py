@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from sqlite_utils import Database, Migrations
 
+from broker.stores.sqlite import spent
 from broker.stores.sqlite.digest import TABLES as DIGESTS
 
 MIGRATIONS = Migrations("store")
@@ -230,4 +231,10 @@ _MACS = (
 @MIGRATIONS()
 def payloads(database: Database) -> None:
     for statement in _MACS:
+        database.conn.execute(statement)
+
+
+@MIGRATIONS()
+def spent_states(database: Database) -> None:
+    for statement in spent.TABLE:
         database.conn.execute(statement)

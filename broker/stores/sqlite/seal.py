@@ -14,6 +14,8 @@ from secrets import token_bytes
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from broker.secrets import keep
 
@@ -55,6 +57,12 @@ class Seal:
             raise SealBroken(
                 f"A sealed payload does not open with the key in {self._path.name}; restore this database's key file."
             ) from error
+
+    def derived(self, purpose: str) -> bytes:
+        """32 further secret bytes, the same in every process (HKDF, RFC 5869). Raises OSError as `close` does."""
+        if not self._path.exists():
+            keep(self._path, token_bytes(KEY_BYTES))
+        return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=purpose.encode()).derive(self._read())
 
     def _open(self, *, make: bool) -> AESGCM:
         if self._cipher is None:

@@ -25,7 +25,19 @@ from broker.model.ledger import Heads
 from broker.model.question import By, Group
 from broker.model.quota import Charge, QuotaState
 from broker.ports import Claimed, Clock, Collected, HeldParts, Load, OpenCalls, QueueCount, Swept
-from broker.stores.sqlite import admission, digest, hold, liveness, outcome, payloads, queries, questions, queue, sweep
+from broker.stores.sqlite import (
+    admission,
+    digest,
+    hold,
+    liveness,
+    outcome,
+    payloads,
+    queries,
+    questions,
+    queue,
+    spent,
+    sweep,
+)
 from broker.stores.sqlite import quota as quotas
 from broker.stores.sqlite.database import connect, migrate, unavailable
 from broker.stores.sqlite.ledger import RESERVED, all_heads
@@ -140,6 +152,12 @@ class SqliteStore:
             await self.writer.run(hold.collected, (call_id, now_ms))
             invocation = await self.invocation(call_id) or invocation
         return Collected(invocation, result or b"", changes or b"")
+
+    async def spend(self, once: str, until_ms: int) -> bool:
+        return await self.writer.run(spent.spend, (once, until_ms))
+
+    def secret(self, purpose: str) -> bytes:
+        return self._seal.derived(purpose)
 
     async def sweep(self, now_ms: int) -> Swept:
         await self._bury_the_dead(now_ms)

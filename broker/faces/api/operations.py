@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast, get_args
 
-from broker.errors import Malformed
+from broker.errors import InvalidArguments
 from broker.faces.office import Offered, Office
 from broker.faces.words import as_document, timeline
 from broker.model.hold import Hold
@@ -171,18 +171,21 @@ def _query(asked: Asked, *, states: tuple[State, ...], held_only: bool = False) 
 
 
 def _conditions(texts: Sequence[str], tool: str) -> tuple[Condition, ...]:
-    """Arguments mean something of one tool only, and looking through everybody's would take long."""
+    """Arguments mean something of one tool only, and looking through everybody's would take long.
+
+    Raises InvalidArguments: what a schema can say of a condition, it has said before.
+    """
     if texts and not tool:
-        raise Malformed("`where` needs a `tool`: conditions are on the arguments of one.")
+        raise InvalidArguments("`where` needs a `tool`: conditions are on the arguments of one.")
     try:
         return tuple(Condition.read(text) for text in texts)
     except ValueError as error:
-        raise Malformed(f"`where`: {error}.") from error
+        raise InvalidArguments(f"`where`: {error}.") from error
 
 
 # ----------------------------------------------------------------------------------------------------------- the table
 
-_TEXT = {"type": "string", "maxLength": 256}
+_TEXT = {"type": "string", "maxLength": 256, "pattern": r"^[^\u0000]*$"}  # NUL: no name has one
 _TIME = {"type": "integer", "minimum": 0, "maximum": 2**53}
 _PAGED: Mapping[str, Mapping[str, Any]] = {
     "limit": {"type": "integer", "minimum": 1, "maximum": MOST, "default": LIST},
@@ -214,7 +217,7 @@ _SUMMED: Mapping[str, Mapping[str, Any]] = {
 _OF_QUOTAS: Mapping[str, Mapping[str, Any]] = {
     "quota": {**_TEXT, "description": "Only this one."},
     "limit": {"type": "integer", "minimum": 1, "maximum": MOST, "default": MOST},
-    "after": {"type": "string", "maxLength": 2048, "description": "`next` of the page before."},
+    "after": {**_TEXT, "maxLength": 2048, "description": "`next` of the page before."},
 }
 _OTHER = {"type": "object", "description": "Approve with these arguments instead; the caller is told."}
 _REASON = {"reason": {"type": "string", "maxLength": 1000}}
@@ -240,6 +243,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "GET", "/api/invocations", "listInvocations", "Calls you may see, newest first.",
         list_invocations, "Invocations", parameters=_FILTERS, leads_to=("getInvocation",),
+        codes=("invalid_arguments",),
     ),
     Operation(
         "GET", "/api/invocations/{id}", "getInvocation", "One call with its timeline.",
@@ -251,7 +255,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "GET", "/api/sums", "listSums", "Calls summed by one of their facts, for who sees all calls of his tenant.",
-        list_sums, "Sums", parameters=_SUMMED, codes=("forbidden",),
+        list_sums, "Sums", parameters=_SUMMED, codes=("forbidden", "invalid_arguments"),
     ),
     Operation("GET", "/api/catalog", "listTools", "The tools that exist for you.", list_tools, "Catalog"),
 )  # fmt: skip

@@ -94,6 +94,11 @@ class Entry:
         except ValueError as error:
             raise Forbidden(f"Refused: what this call costs cannot be computed: {error}. Nothing was done.") from None
 
+    def standing(self, principal: Principal, now_ms: int, task: str = "") -> list[Charge]:
+        """Which buckets a call would be charged in, whatever its arguments are."""
+        asked = Asked(principal, {}, self.facts, task)
+        return [charge for meter in self.meters for charge in meter.standing(asked, now_ms)]
+
     def explain(self, principal: Principal, arguments: Mapping[str, Any], now_ms: int) -> tuple[Finding, ...]:
         """Every toolset, scope, rule and price with its result, in the order in which they are asked."""
         findings = [
@@ -223,12 +228,15 @@ class Catalog:
                 return behind
         return None
 
+    def usable_parts(self, principal: Principal) -> Iterator[Entry]:
+        return (entry for entry in self.parts.values() if entry.is_listed(principal))
+
     def listed_parts(self, principal: Principal) -> PartsListed:
         """What this caller may read and get: entries as servers list them, in stable order. Kept as `listing` is."""
         key = tuple(getattr(principal, part) for part in self._deciding)
         listed = self._listed_parts.get(key)
         if listed is None:
-            listed = PartsListed.of(entry for entry in self.parts.values() if entry.is_listed(principal))
+            listed = PartsListed.of(self.usable_parts(principal))
             while len(self._listed_parts) >= KEPT_LISTINGS:
                 self._listed_parts.pop(next(iter(self._listed_parts)), None)
             self._listed_parts[key] = listed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -48,6 +48,14 @@ class Answer:
         if not self._encoded:
             self._encoded.append(orjson.dumps(self.result()))
         return self._encoded[0]
+
+    def with_meta(self, key: str, value: Any) -> Answer:
+        """The same with one more key in `_meta`. Where there is nothing else, what was encoded is not encoded again."""
+        made = replace(self, meta={**(self.meta or {}), key: value})
+        if self._encoded and not self.meta and "_meta" not in self.more:
+            joined = self._encoded[0][:-1] + b',"_meta":' + orjson.dumps({key: value}) + b"}"
+            made._encoded.append(joined)  # noqa: SLF001 – our own kind
+        return made
 
     @classmethod
     def from_result(cls, result: Mapping[str, Any], *, status: str = "") -> Answer:

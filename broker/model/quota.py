@@ -20,6 +20,9 @@ _MICRO = "_micro"  # units of money are counted in millionths
 
 QuotaKind = Literal["rate", "count", "concurrency", "cost", "repeat", "errors"]
 
+RESERVING: frozenset[QuotaKind] = frozenset({"cost", "concurrency", "errors"})
+"""Those that something is left to be done for when the call ends."""
+
 
 @dataclass(frozen=True, slots=True)
 class Charge:

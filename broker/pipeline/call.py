@@ -44,6 +44,7 @@ from broker.model.hold import HoldTerms
 from broker.model.invocation import Admission, Intent, Invocation, Outcome
 from broker.model.part import RESOURCE, Part
 from broker.model.principal import Principal
+from broker.model.quota import RESERVING
 from broker.model.sketch import Sketch
 from broker.pipeline import held_call, limits, recorder, replay
 from broker.pipeline.desk import Desk
@@ -79,8 +80,11 @@ class Pipeline:
     def listing(self, principal: Principal) -> tuple[Mapping[str, Any], ...]:
         """The tools/list entries of what this caller may use, in stable order."""
         catalog = self._shelf.current
-        listed = tuple(entry.tool.listed for entry in catalog.listing(principal))
-        return (*listed, held_call.LISTED) if catalog.may_hold else listed
+        entries = catalog.listing(principal)
+        listed = tuple(entry.tool.listed for entry in entries)
+        if catalog.may_hold:
+            listed = (*listed, held_call.LISTED)
+        return (*listed, limits.LISTED) if any(entry.meters for entry in entries) else listed
 
     def missing_scopes(self, name: str, principal: Principal) -> frozenset[str]:
         """Scopes the caller lacks for a tool that is visible to it. Empty for every other tool, known or not.
@@ -93,7 +97,12 @@ class Pipeline:
 
     def parts(self, principal: Principal) -> PartsListed:
         """The resources/list, resources/templates/list and prompts/list entries of what this caller may use."""
-        return self._shelf.current.listed_parts(principal)
+        catalog = self._shelf.current
+        parts = catalog.listed_parts(principal)
+        if not any(entry.meters for entry in catalog.listing(principal)):
+            return parts
+        others = tuple(one for one in parts.resources if one["uri"] != limits.URI)
+        return replace(parts, resources=(*others, limits.LISTED_RESOURCE))
 
     def is_told(self, uri: str, principal: Principal, backend: str, natural: str) -> bool:
         """Whether a caller who follows `uri` is to hear that this backend updated `natural`: it is that resource, and
@@ -113,7 +122,7 @@ class Pipeline:
         entry = self._shelf.current.entries.get(name)
         if entry is not None:
             return entry.tool.input_schema
-        return held_call.INPUT if name == held_call.NAME else None
+        return {held_call.NAME: held_call.INPUT, limits.NAME: limits.INPUT}.get(name)
 
     # -------------------------------------------------------------------------------------------------- the sentence
 
@@ -133,6 +142,8 @@ class Pipeline:
             self._authenticate(call)
             if call.name == held_call.NAME:
                 return await self._desk.answer(call, self.run_held)
+            if call.name in (limits.NAME, limits.RESOURCE_NAME) and not call.aside:
+                return await self._limits(call)
             entry = await self._resolve(call)
             await self._validate(call, entry)
             verdict = await self._authorise(call, entry)
@@ -141,12 +152,20 @@ class Pipeline:
                 return await self._replay(call, entry, _held(admission))
             if admission.state != "dispatching":
                 return await self._desk.wait(call, _held(admission), self.run_held)
-            call.is_plain = all(
-                state.kind in ("rate", "count", "repeat") for state in admission.quotas
-            )  # those reserve nothing
-            return await self._run(entry, call, keep_result=bool(call.meta and replay.key_of(call)))
+            call.is_plain = not any(state.kind in RESERVING for state in admission.quotas)
+            answer = await self._run(entry, call, keep_result=bool(call.meta and replay.key_of(call)))
+            return limits.beside(answer, admission.quotas) if admission.quotas else answer
         finally:
             self._room += 1
+
+    async def _limits(self, call: Call) -> Answer:
+        """What is left of the quotas that apply to this caller: `broker_limits`, or the resource of the same."""
+        now_ms, catalog = self._clock.now_ms(), self._shelf.current
+        entries = (*catalog.listing(call.principal), *catalog.usable_parts(call.principal))
+        states = await self._store.left(limits.charges(entries, call.principal, call.task, now_ms), now_ms)
+        if call.name == limits.NAME:
+            return limits.answer(call.arguments, states)
+        return limits.as_resource(limits.answer({}, states))
 
     async def _replay(self, call: Call, entry: Entry, known: Invocation) -> Answer:
         """The same call again, by its idempotency key: never dispatched, whatever became of the first."""

@@ -214,6 +214,13 @@ class Meter:
             for bucket in buckets(self.by, self.groups, asked)
         ]
 
+    def standing(self, asked: Asked, now_ms: int) -> list[Charge]:
+        """The charges of any call of this caller to this tool, by their least amount; none where the bucket depends on
+        the call."""
+        if self.kind == "repeat" or "model" in self.by:
+            return []
+        return replace(self, amount=None, fixed=min(1, self.fixed)).charges(asked, now_ms)
+
     def _price(self, asked: Asked, now_ms: int) -> int:
         assert self.amount is not None  # noqa: S101 – asked for computed amounts only
         variables = self.amount.references.variables

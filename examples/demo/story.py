@@ -48,6 +48,7 @@ async def lists(support: Agent, reports: Agent) -> None:
     note(f"report-bot (handshake protocol) sees {', '.join(of_reports)}")
     wanted = [
         "broker_held_call",
+        "broker_limits",
         "get_current_time",
         "git_log",
         "git_show",
@@ -56,7 +57,7 @@ async def lists(support: Agent, reports: Agent) -> None:
         "orders_refund",
     ]
     expect("the tools of support-bot", wanted, sorted(of_support))
-    wanted = ["broker_held_call", "convert_time", "get_current_time", "orders_get", "orders_list"]
+    wanted = ["broker_held_call", "broker_limits", "convert_time", "get_current_time", "orders_get", "orders_list"]
     expect("the tools of report-bot", wanted, sorted(of_reports))
 
 

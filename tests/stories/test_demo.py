@@ -172,7 +172,8 @@ def test_a_demo_that_does_not_come_out_as_told_says_so_and_fails(tmp_path: Path)
 async def test_an_agent_sees_only_what_is_its_own(house: House, tokens: dict[str, str], era: Era) -> None:
     async with agent(house, tokens, "report-bot", era) as reports:
         names = await reports.tools()
-        assert set(names) == {"orders_list", "orders_get", "get_current_time", "convert_time", "broker_held_call"}
+        own = {"broker_held_call", "broker_limits"}
+        assert set(names) == {"orders_list", "orders_get", "get_current_time", "convert_time", *own}
         unknown = await reports.call("no_such_tool", {})
         foreign = await reports.call("git_log", {"repo_path": str(house.handbook)})
         assert unknown.is_error

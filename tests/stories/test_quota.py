@@ -6,6 +6,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from broker.assembly import Broker
@@ -164,3 +165,63 @@ async def test_a_group_pays_for_its_members_and_a_task_only_makes_a_bucket_small
             assert await send(broker, "look", who=agent("new"), task=wrong) == InvalidArguments.code
         denied = await records(broker, states=("denied",), code="over_quota")
         assert {one.quotas[0]["quota"] for one in denied} == {"groups", "tasks", "all"}
+
+
+async def limits_of(broker: Broker, who: Principal) -> list[dict[str, Any]]:
+    answer = await broker.pipeline.perform(a_call("broker_limits", {}, who))
+    assert answer.structured is not None
+    return answer.structured["limits"]
+
+
+async def test_an_agent_reads_what_is_left_of_its_own_quotas_and_nothing_of_others(tmp_path: Path) -> None:
+    quotas = quota("mine", "count: {limit: 5, per: month}", "agent") + quota("ours", "rate: {limit: 9, per: 1h}", "")
+    quotas += quota("money", 'cost: {limit: 1, per: day, amount: "0.25", currency: EUR}', "user")
+    quotas += quota("loop", "repeat: {limit: 3, per: 1m, cool_down: 5m}", "agent")
+    quotas += quota("others", "count: {limit: 5, per: month}", "group", "groups: [sales]")
+    ann, bea = agent("ann", user="u"), agent("bea", user="v")
+    async with broker_with(tmp_path, NOTES + quotas) as broker:
+        answer = await broker.pipeline.perform(a_call("look", {"n": 1}, ann))
+        assert answer.meta is not None
+        left = {one["quota"]: (one["left"], one["limit"], one["unit"]) for one in answer.meta["dev.broker/limits"]}
+        assert left == {
+            "mine": (4, 5, "calls"),
+            "ours": (8, 9, "calls"),
+            "money": ("0.75", "1.00", "EUR"),
+            "loop": (2, 3, "calls"),
+        }
+        assert orjson.loads(answer.encoded()) == answer.result(), "as if it had been encoded at once"
+        recorded = (await records(broker))[0]
+        assert recorded.result_bytes < len(answer.encoded()), "the record is of what the backend answered"
+        await broker.pipeline.perform(a_call("look", {"n": 1}, bea))
+
+        told = {one["quota"]: (one["left"], one["whose"]) for one in await limits_of(broker, ann)}
+        assert told == {"mine": (4, "agent=ann"), "ours": (7, ""), "money": ("0.75", "user=u")}
+        told = {
+            one["quota"]: (one["left"], one["whose"]) for one in await limits_of(broker, agent("cy", groups={"sales"}))
+        }
+        assert told == {
+            "mine": (5, "agent=cy"), "ours": (7, ""), "money": ("1.00", "user=agent:cy"), "others": (5, "group=sales"),
+        }  # fmt: skip
+        assert len(await records(broker)) == 2, "asking is no call"
+        with pytest.raises(InvalidArguments):
+            await broker.pipeline.perform(a_call("broker_limits", {"agent": "bea"}, ann))
+
+        call = a_call("resource:broker://limits", {"uri": "broker://limits"}, ann)
+        call.asked = "resource"
+        (content,) = (await broker.pipeline.perform(call)).more["contents"]
+        assert content["uri"] == "broker://limits"
+        assert {one["quota"] for one in orjson.loads(content["text"])["limits"]} == {"mine", "ours", "money"}
+        assert [one["name"] for one in broker.pipeline.listing(ann)] == ["look", "broker_limits"]
+        assert [one["uri"] for one in broker.pipeline.parts(ann).resources] == ["broker://limits"]
+
+
+async def test_where_no_quota_applies_nothing_is_said_of_any(tmp_path: Path) -> None:
+    async with broker_with(
+        tmp_path, NOTES + GONE + quota("q", "count: {limit: 5, per: month}", "", "tools: [ask]")
+    ) as broker:
+        answer = await broker.pipeline.perform(a_call("look", {}, agent()))
+        assert answer.meta is None
+    async with broker_with(tmp_path, NOTES) as broker:
+        assert [one["name"] for one in broker.pipeline.listing(agent())] == ["look"]
+        assert broker.pipeline.parts(agent()).resources == ()
+        assert await limits_of(broker, agent()) == []

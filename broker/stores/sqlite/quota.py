@@ -24,7 +24,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from broker.model.quota import Charge, QuotaKind, QuotaState
+from broker.model.quota import RESERVING, Charge, QuotaKind, QuotaState
 from broker.stores.sqlite import rate, repeat
 from broker.stores.sqlite.look import Look
 from broker.stores.sqlite.transaction import Transaction
@@ -51,8 +51,6 @@ _RESERVE = """insert into reservation (call_id, quota, bucket, kind, starts_at_m
 _SETTLE = """update quota_counter set used = max(0, min(?, used + ?)), reserved = max(0, reserved - ?)
     where quota = ? and bucket = ? and kind = ? and starts_at_ms = ?"""
 
-_RESERVING = frozenset({"cost", "concurrency", "errors"})
-
 
 def charge(
     tx: Transaction, charges: Sequence[Charge], call_id: str, now_ms: int, *, held: bool
@@ -75,7 +73,7 @@ def charge(
         looks.append(seen)
     for one, seen in zip(charges, looks, strict=True):
         _put(tx.db, one, seen, now_ms)
-        if one.kind in _RESERVING or (held and one.kind == "count"):
+        if one.kind in RESERVING or (held and one.kind == "count"):
             key = (call_id, one.quota, one.bucket, one.kind, seen.starts_at_ms, one.unit, one.amount)
             tx.db.execute(_RESERVE, key)
     return tuple(seen.state(one) for one, seen in zip(charges, looks, strict=True)), None

@@ -198,6 +198,7 @@ class Broker:
             tasks.start_soon(self._sweep)
             tasks.start_soon(self._keep_in_step)
             tasks.start_soon(self.pipeline.settle_late)
+            tasks.start_soon(self.pipeline.outlive)
             tasks.start_soon(self.runner.run_approved, self.pipeline.run_held)
             try:
                 yield

@@ -202,6 +202,7 @@ class Claimed:
     invocation: Invocation
     arguments: bytes  # canonical JSON, unsealed
     principal: bytes  # JSON as given in the intent
+    sent_as: str = ""  # as in Admission
 
 
 @dataclass(frozen=True, slots=True)

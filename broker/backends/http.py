@@ -1,7 +1,8 @@
 """HTTP APIs as tools: the manifest's request made once, its answer read strictly.
 
-The broker's headers on each call: `Idempotency-Key` and `X-Broker-Call-Id` (both the call's id), `traceparent`,
-`User-Agent`. Nothing of the agent's request is forwarded, because nothing of it is looked at.
+The broker's headers on each call: `X-Broker-Call-Id` (the call's id), `Idempotency-Key` (the same; of a keyed call the
+first attempt's), `traceparent`, `User-Agent`. Nothing of the agent's request is forwarded, because nothing of it is
+looked at.
 
 Only idempotent tools are tried again, within the same deadline and under the same key: after a failed connect or one of
 the listed statuses. What the caller is told about the effect counts every attempt, not only the last.
@@ -375,7 +376,7 @@ class HttpBackend:
 
 def _named(placed: Placed, call: Call) -> dict[str, str]:
     """The request's own headers: what the manifest places, and the broker's."""
-    named = dict(placed.headers) | {"Idempotency-Key": call.id, "X-Broker-Call-Id": call.id}
+    named = dict(placed.headers) | {"Idempotency-Key": call.downstream_key, "X-Broker-Call-Id": call.id}
     if call.trace_parent:
         named["traceparent"] = call.trace_parent
     if placed.body is not None:

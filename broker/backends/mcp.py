@@ -283,7 +283,7 @@ def _request(tool: Tool, arguments: Mapping[str, Any], call: Call) -> tuple[str,
 
 def _headers(call: Call) -> dict[str, str]:
     """The broker's own, where there are headers."""
-    headers = {"Idempotency-Key": call.id, "X-Broker-Call-Id": call.id}
+    headers = {"Idempotency-Key": call.downstream_key, "X-Broker-Call-Id": call.id}
     return {**headers, "traceparent": call.trace_parent} if call.trace_parent else headers
 
 

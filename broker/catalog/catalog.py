@@ -22,6 +22,7 @@ from broker.model.quota import Charge
 from broker.model.tool import Tool
 from broker.policies.answer import Shape
 from broker.policies.bucket import Asked
+from broker.policies.idempotency import Derivation
 from broker.policies.quota import Meter, charges
 from broker.policies.record import Kept, Mac, Redaction
 from broker.policies.rule import Finding, Rules, Verdict
@@ -57,6 +58,7 @@ class Entry:
     audiences: tuple[Audience, ...] | None = None  # None: the catalog has no toolsets, everybody sees everything
     facts: Mapping[str, str] = field(default_factory=dict[str, str])  # its `tool.*` values
     policy: str = ""  # digest over every rule, quota, toolset and limit that governs it: a hold is bound to it
+    derivation: Derivation | None = None  # of idempotency keys from arguments
     dropped: tuple[str, ...] = ()  # of a resource template: patterns of URIs it does not stand for
 
     def drops(self, uri: str) -> bool:

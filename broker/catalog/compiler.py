@@ -9,7 +9,7 @@ no longer has) removes that tool, rather than the rule or the catalog.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from broker.catalog.catalog import BackendPlan, Catalog, Entry
@@ -83,6 +83,8 @@ class _Compilation:
         found = {draft.name for draft in drafts}
         absent += [declared.spec.name for declared in self.manifests.tools if declared.spec.name not in found]
         imports_broken = any(kind == "import" for kind, _ in self.manifests.broken)
+        for draft in drafts:
+            self._derivation(draft)
         selector = Selector(drafts, self.manifests.imports, self.plans, absent, sure=not imports_broken)
         for policy in self.manifests.policies:
             self._policy(policy, selector)
@@ -185,6 +187,12 @@ class _Compilation:
             draft.meters.append(meter)
             draft.governed.append(said)
 
+    def _derivation(self, draft: Draft) -> None:
+        if draft.derivation is not None:
+            loc = (*draft.loc, "idempotency", "from")
+            said = _Said(draft.declared, loc, "idempotency.from", draft.derivation.references, "required arguments")
+            self._judge(said, [draft])
+
     def _leased(self, declared: Declared[quota.QuotaSpec], meter: quota.Meter, drafts: list[Draft]) -> quota.Meter:
         """A place must not free itself while its call still runs: the lease outlives the longest call."""
         longest_s = max((draft.timeout_s for draft in drafts), default=0.0) + quota.LEASE_GRACE_S
@@ -247,7 +255,12 @@ class _Compilation:
         return digest(
             [
                 [
-                    [draft.owner, draft.timeout_s, draft.answer.model_dump(mode="json", include=_ANSWER)]
+                    [
+                        draft.owner,
+                        draft.timeout_s,
+                        draft.answer.model_dump(mode="json", include=_ANSWER),
+                        asdict(draft.derivation) if draft.derivation else None,
+                    ]
                     for draft in drafts
                 ],
                 [entry.tool.definition for entry in entries.values()],

@@ -18,6 +18,7 @@ from broker.model.tool import RecordMode, Tool, ToolEffect
 from broker.policies import rule
 from broker.policies.answer import AnswerSpec, Shape
 from broker.policies.expression import References
+from broker.policies.idempotency import Derivation
 from broker.policies.quota import Meter
 from broker.policies.record import Redaction, secret_paths
 from broker.policies.toolset import Audience
@@ -57,6 +58,7 @@ class Draft:
     natural: str = ""  # an imported tool's name as its server gives it
     renamed: bool = False  # by the manifest, on purpose
     dropped: tuple[str, ...] = ()  # of a resource template, see Entry
+    derivation: Derivation | None = None  # of idempotency keys
     rules: list[rule.Rule] = field(default_factory=list[rule.Rule])
     meters: list[Meter] = field(default_factory=list[Meter])
     audiences: list[Audience] = field(default_factory=list[Audience])
@@ -96,6 +98,7 @@ class Draft:
             facts=facts,
             policy=digest([self.governed, self.timeout_s, self.on_collect, _limits(self.answer), everybody, *defaults]),
             dropped=self.dropped,
+            derivation=self.derivation,
         )
 
     def _tool(self) -> Tool:

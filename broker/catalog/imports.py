@@ -20,6 +20,7 @@ from broker.document import did_you_mean
 from broker.errors import Problem
 from broker.model.canonical import canonical
 from broker.policies.answer import AnswerSpec
+from broker.policies.idempotency import Derivation
 from broker.policies.spec import is_name
 from broker.ports import BackendKind, Offer
 
@@ -133,6 +134,7 @@ def _draft(
         idempotent=idempotent,
         on_collect=override.run == "on_collect",
         timeout_s=override.caps.timeout or backend_timeout_s(plan),
+        derivation=Derivation.compile(override.idempotency),
         natural=natural,
         renamed=override.rename is not None,
     )

@@ -18,6 +18,7 @@ from broker.document import Document, Loc
 from broker.errors import Problem
 from broker.model.tool import INJECTABLE, ToolEffect
 from broker.policies.answer import AnswerSpec, CapsSpec, Usage
+from broker.policies.idempotency import IdempotencySpec
 from broker.policies.quota import QuotaSpec
 from broker.policies.record import RecordSpec
 from broker.policies.rule import PolicySpec
@@ -94,6 +95,9 @@ class ToolBase(ScopeSpec, AnswerSpec):
     inject: Inject = Field(
         default={}, description="Arguments filled in from the caller's identity; agents never see them."
     )
+    idempotency: IdempotencySpec | None = Field(
+        default=None, description="Arguments that name the act, so that a call sent twice is done once."
+    )
     annotations: Annotated[dict[str, Any], AfterValidator(_not_derived)] = Field(
         default={}, description="Further MCP annotations."
     )
@@ -113,6 +117,9 @@ class OverrideSpec(Spec):
     caps: CapsSpec = Field(default=CapsSpec(), description="Time and size limits.")
     record: RecordSpec = Field(default=RecordSpec(), description="What records keep of the arguments.")
     redact: list[str] = Field(default=[], description="Further argument paths that records never keep.")
+    idempotency: IdempotencySpec | None = Field(
+        default=None, description="Arguments that name the act, so that a call sent twice is done once."
+    )
     usage: Usage = Field(default={}, description="What a call has used: JMESPath over its structured content.")
     output: dict[str, Any] | None = Field(default=None, description="Output schema, instead of the server's.")
 

@@ -11,6 +11,7 @@ from broker.catalog.manifest import Declared, blocks_of
 from broker.catalog.schema import NOTHING, Checker, SchemaError
 from broker.document import did_you_mean
 from broker.errors import Problem
+from broker.policies.idempotency import Derivation
 from broker.ports import BackendKind
 
 
@@ -54,6 +55,7 @@ def tool_draft(
         idempotent=spec.idempotent,
         timeout_s=timeout_s,
         on_collect=spec.run == "on_collect",
+        derivation=Derivation.compile(spec.idempotency),
     )
 
 

@@ -21,7 +21,7 @@ Progress = Callable[[float, float | None, str | None], Awaitable[None]]
 
 @dataclass(slots=True)
 class Call:
-    id: str  # UUIDv7: the record's id, the hold's id, and the Idempotency-Key downstream
+    id: str  # UUIDv7: the record's id, and the hold's id
     name: str
     arguments: dict[str, Any]
     principal: Principal
@@ -39,6 +39,7 @@ class Call:
     follow: bool = False  # of a resource: be told of its updates, instead of reading it
     release: Callable[[], None] | None = None  # ends the following; set by the backend
     may_wait: bool = True  # False: a hold answers at once instead of waiting hold.wait_s
+    sent_as: str = ""  # the Idempotency-Key downstream when an earlier attempt of this keyed call was given one
     is_plain: bool = False  # was not held and reserves nothing (Outcome.is_plain); known once it is admitted
     laps_us: dict[str, int] = field(default_factory=dict[str, int])
 
@@ -46,6 +47,11 @@ class Call:
     def aside(self) -> str:
         """What records put before the name of what was not used itself; a person is never asked about these."""
         return "completion:" if self.completing is not None else "subscription:" if self.follow else ""
+
+    @property
+    def downstream_key(self) -> str:
+        """The same for every attempt of a keyed call, so that a backend that honours it does the act once."""
+        return self.sent_as or self.id
 
     @property
     def task(self) -> str:

@@ -83,6 +83,8 @@ class Intent:
     refusal: tuple[str, str, str] | None = None  # code, stage, message
     laps_us: Mapping[str, int] = field(default_factory=dict[str, int])  # stage -> microseconds
     key: str = ""  # digest of the caller's idempotency key, "" when it gave none
+    derived: str = ""  # the key its tool derives from the arguments, "" when it does not
+    derived_ms: int = 0  # how long, from now, that one stands for this call
     policy: str = ""  # the digest of all that governs the tool (Entry.policy); given only with `terms`
     sketch: bytes = b""  # the Sketch as JSON; given only with `terms`
     sketch_digest: str = ""
@@ -111,12 +113,14 @@ class Admission:
     `dispatching`: go. `denied`: `over` says which quota. `held`: a new hold. `attached`: the same call of the same
     principal is already in `invocation` (open, or ended and not yet collected); nothing new was charged or opened.
     `replayed`: the idempotency key belongs to the call in `invocation`, whatever its state; as little was charged.
+    sent_as: the id of the first attempt of a keyed call that is tried again, "" for a first one.
     """
 
     state: Literal["dispatching", "denied", "held", "attached", "replayed"]
     quotas: tuple[QuotaState, ...] = ()
     over: QuotaState | None = None
     invocation: Invocation | None = None
+    sent_as: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import structlog
+from anyio.abc import TaskGroup
 
 from broker.catalog.catalog import Catalog, Entry, PartsListed, Shelf
 from broker.errors import (
@@ -73,6 +74,7 @@ class Pipeline:
         self._room = calls
         self._patience = Patience()
         self._unrecorded: list[Outcome] = []
+        self._apart: TaskGroup | None = None  # while `outlive` runs
         self.tally = Tally()
 
     # ----------------------------------------------------------------------------------------- what a caller may see
@@ -129,7 +131,8 @@ class Pipeline:
     async def perform(self, call: Call) -> Answer:
         """Carry out one call, or say why not. Raises BrokerError only; every end is recorded before it is told.
 
-        On cancel: a call not yet dispatched is recorded as failed with effect none; one under way as outcome_unknown.
+        On cancel: a call not yet dispatched is recorded as failed with effect none; one under way as outcome_unknown,
+        but one with an idempotency key goes on and keeps its answer for whoever asks again.
         """
         if self._room <= 0:
             raise Overloaded(
@@ -153,7 +156,9 @@ class Pipeline:
             if admission.state != "dispatching":
                 return await self._desk.wait(call, _held(admission), self.run_held)
             call.is_plain = not any(state.kind in RESERVING for state in admission.quotas)
-            answer = await self._run(entry, call, keep_result=bool(call.meta and replay.key_of(call)))
+            call.sent_as = admission.sent_as
+            keyed = entry.derivation is not None or bool(call.meta and replay.key_of(call))
+            answer = await (self._run_apart(entry, call) if keyed else self._run(entry, call, keep_result=False))
             return limits.beside(answer, admission.quotas) if admission.quotas else answer
         finally:
             self._room += 1
@@ -172,6 +177,49 @@ class Pipeline:
         if known.hold is not None:
             return replay.of_call(await self._desk.wait(call, known, self.run_held), known)
         return await replay.replay(known, self._store, wait_s=entry.tool.timeout_s + GRACE_S)
+
+    async def outlive(self) -> None:
+        """Carry on with keyed calls whose callers have gone away, for ever. One per pipeline."""
+        async with anyio.create_task_group() as tasks:
+            self._apart = tasks
+            try:
+                await anyio.sleep_forever()
+            finally:
+                self._apart = None
+
+    async def _run_apart(self, entry: Entry, call: Call) -> Answer:
+        """`_run` in a task of the pipeline's own: a caller that goes away has a key to ask again with, so the call goes
+        on, within the tool's deadline, and its answer is kept.
+
+        On cancel: it still has its place among the calls of this broker. When the broker ends first: as `_run`.
+        """
+        if self._apart is None:
+            return await self._run(entry, call, keep_result=True)
+        ended = anyio.Event()
+        outcome: list[Answer | BrokerError] = []
+        left_alone = False
+
+        async def run() -> None:
+            try:
+                outcome.append(await self._run(entry, call, keep_result=True))
+            except Exception as error:  # noqa: BLE001 – raised again by whoever still waits; `_run` has recorded it
+                outcome.append(as_broker_error(error))
+            finally:
+                ended.set()
+                self._room += left_alone
+
+        self._apart.start_soon(run)
+        try:
+            await ended.wait()
+        except anyio.get_cancelled_exc_class():
+            left_alone = not ended.is_set()
+            self._room -= left_alone
+            raise
+        if not outcome:
+            raise _cancelled(begun=True)
+        if isinstance(outcome[0], BrokerError):
+            raise outcome[0]
+        return outcome[0]
 
     async def run_held(self, entry: Entry, call: Call) -> Answer:
         """Dispatch a claimed hold; its result is kept for whoever asks. For the desk's runner only."""
@@ -258,6 +306,7 @@ class Pipeline:
             key=replay.key_of(call) if call.meta else "",
             sketch=shown,
             mac=self._store.mac,
+            derived=replay.derived_of(call, entry),
         )
         admission = await self._committed(intent)
         _lap(call, "admit", began)

@@ -37,10 +37,12 @@ def intent(
     refusal: BrokerError | None = None,
     key: str = "",
     sketch: Sketch | None = None,
+    derived: tuple[str, int] = ("", 0),
     mac: Mac,
 ) -> Intent:
     """What is committed before anything leaves. entry is None when the tool could not be resolved. key: as sent.
-    sketch: of a call that is to be held. mac: `Store.mac`."""
+    sketch: of a call that is to be held. derived: the key its tool makes of the arguments, and how long it stands, in
+    milliseconds. mac: `Store.mac`."""
     kept = entry.kept(call.arguments, mac) if entry else Kept()
     tool = entry.tool if entry else None
     caller = call.principal
@@ -79,6 +81,8 @@ def intent(
         policy=entry.policy if entry and terms else "",
         sketch=sketch.packed() if sketch else b"",
         sketch_digest=sketch.digest if sketch else "",
+        derived=derived[0],
+        derived_ms=derived[1],
     )
 
 

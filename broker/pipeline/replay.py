@@ -1,8 +1,8 @@
-"""Idempotency keys: how a client names a call, and what it is told when it sends the same call again.
+"""Idempotency keys: how a call is named, and what a client is told when it sends the same call again.
 
-The client gives a key in the request's `_meta`; which call a key stands for is the store's to decide, inside the
-transaction that admits. Here is what that call's state means for whoever asks again: its answer, the wait for it, or
-how it ended. Nothing is dispatched from here.
+The client gives a key in the request's `_meta`, or the tool derives one from the arguments; which call a key stands for
+is the store's to decide, inside the transaction that admits. Here is what that call's state means for whoever asks
+again: its answer, the wait for it, or how it ended. Nothing is dispatched from here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import replace
 import anyio
 import orjson
 
+from broker.catalog.catalog import Entry
 from broker.errors import AnswerWithheld, BackendError, BrokerError, InFlight, InvalidArguments, OutcomeUnknown
 from broker.model.answer import Answer
 from broker.model.call import IDEMPOTENCY_META, Call
@@ -38,6 +39,14 @@ def key_of(call: Call) -> str:
         said = [call.round.responses, call.round.state]
         return f"{key} {digest_of(canonical(said))}"
     return key
+
+
+def derived_of(call: Call, entry: Entry) -> tuple[str, int]:
+    """The key that the tool makes of this call's arguments, and how long it stands; ("", 0) when it makes none."""
+    derivation = entry.derivation
+    if derivation is None or call.aside:
+        return "", 0
+    return derivation.key(entry.tool.name, call.arguments), derivation.within_ms
 
 
 async def replay(known: Invocation, store: Store, *, wait_s: float) -> Answer:

@@ -110,6 +110,7 @@ class Runner:
             face=approved.face,
             received_at_ms=approved.at_ms,
             request_id=approved.request_id,
+            sent_as=claimed.sent_as,
         )
         try:
             await self._still_allowed(entry, call, approved.hold)

@@ -13,12 +13,23 @@ import anyio
 import pytest
 
 from broker.assembly import Broker
-from broker.errors import Conflict, Denied, Held, InFlight, InvalidArguments, OutcomeUnknown, OverQuota, Unavailable
+from broker.errors import (
+    Conflict,
+    Denied,
+    Held,
+    InFlight,
+    InvalidArguments,
+    ManifestError,
+    OutcomeUnknown,
+    OverQuota,
+    Unavailable,
+)
 from broker.model.answer import Answer
 from broker.model.call import IDEMPOTENCY_META
 from broker.pipeline.replay import REPLAYED_META, replay
 from broker.stores.sqlite.idempotency import KEPT_MS
 from broker.verifier import verify
+from tests.catalogs import catalog_of
 from tests.ledger import Ledger, ledger_backend
 from tests.records import HandClock
 from tests.world import a_call, agent, broker_with, records, reviewer, settings_in, until_state
@@ -154,15 +165,7 @@ async def tidied(broker: Broker) -> None:
 async def test_while_the_call_is_under_way_its_retry_waits_for_it_and_then_says_so(
     tmp_path: Path, ledger: Ledger, manifests: str
 ) -> None:
-    go_on = Event()
-    arrived = anyio.Event()
-    loop_token = anyio.lowlevel.current_token()
-
-    def hold_back() -> None:
-        anyio.from_thread.run_sync(arrived.set, token=loop_token)
-        go_on.wait(20)
-
-    ledger.on_receipt = hold_back
+    arrived, go_on = held_back(ledger)
     answers: list[Answer] = []
     async with broker_with(tmp_path, manifests.replace("timeout: 5s", "timeout: 30s")) as broker:
 
@@ -246,3 +249,170 @@ async def held(broker: Broker, key: str, n: int) -> str:
     with pytest.raises(Held) as told:
         await send(broker, key, n)
     return told.value.facts["hold_id"]
+
+
+DERIVED = """
+kind: backend
+name: ledger
+http: {base_url: "http://127.0.0.1:PORT", allow_private: true}
+---
+kind: tool
+name: refund
+effect: write
+scopes: [work]
+backend: ledger
+idempotency: {from: [order], within: 24h}
+input: {type: object, properties: {order: {type: string}, amount: {type: number}}, required: [order, amount]}
+http: {method: POST, path: /refunds}
+caps: {timeout: 5s}
+"""
+HOUR = 3_600_000
+
+
+async def refund(broker: Broker, order: str, amount: float, key: str = "", name: str = "bot") -> Answer:
+    meta = {IDEMPOTENCY_META: key} if key else {}
+    call = a_call("refund", {"order": order, "amount": amount}, agent(name, scopes=["work"]), meta=meta)
+    with anyio.fail_after(20):
+        return await broker.pipeline.perform(call)
+
+
+async def test_a_tool_names_its_call_by_arguments_and_the_agent_need_not(tmp_path: Path, ledger: Ledger) -> None:
+    clock = HandClock()
+    settings = settings_in(tmp_path, DERIVED.replace("PORT", str(ledger.server_port)))
+    async with Broker.open(settings, clock=clock) as broker:
+        first = await refund(broker, "A", 5)
+        assert (await refund(broker, "A", 5)).content == first.content
+        with pytest.raises(Conflict) as refused:
+            await refund(broker, "A", 6)
+        assert "made" in refused.value.next_step or "makes the key" in refused.value.next_step
+        assert len(ledger.received) == 1
+        await refund(broker, "B", 5)
+        await refund(broker, "A", 6, name="other-bot")
+        assert len(ledger.received) == 3
+        clock.at_ms += 24 * HOUR - 1
+        assert (await refund(broker, "A", 5)).content == first.content
+        clock.at_ms += 1
+        await refund(broker, "A", 6)
+        assert len(ledger.received) == 4, "a day later it is a new act"
+
+
+async def test_a_clients_own_key_is_no_way_round_the_tools(tmp_path: Path, ledger: Ledger) -> None:
+    async with broker_with(tmp_path, DERIVED.replace("PORT", str(ledger.server_port))) as broker:
+        first = await refund(broker, "A", 5, "k1")
+        assert (await refund(broker, "A", 5, "k2")).content == first.content
+        with pytest.raises(Conflict):
+            await refund(broker, "B", 5, "k1")
+        with pytest.raises(Conflict):
+            await refund(broker, "A", 6, "k3")
+        await refund(broker, "B", 6, "k3")
+    assert len(ledger.received) == 2
+
+
+async def test_a_hundred_duplicates_of_twenty_derived_calls_arrive_twenty_times(tmp_path: Path, ledger: Ledger) -> None:
+    manifests = DERIVED.replace("PORT", str(ledger.server_port))
+    async with (
+        broker_with(tmp_path, manifests) as one,
+        broker_with(tmp_path, manifests) as two,
+        anyio.create_task_group() as tasks,
+    ):
+        for turn in range(100):
+            for order in range(20):
+                tasks.start_soon(refund, (one, two)[turn % 2], str(order), 1)
+    async with broker_with(tmp_path, manifests) as again:
+        await refund(again, "7", 1)
+    assert len(ledger.received) == 20
+    assert verify(tmp_path / "broker.db", None).ok
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [("[ordre]", "args.ordre is not an argument"), ("[note]", "args.note is optional"), ("[]", "at least 1")],
+)
+def test_a_key_is_made_of_required_arguments_only(tmp_path: Path, names: str, fault: str) -> None:
+    wrong = DERIVED.replace("[order], within", f"{names}, within").replace(
+        "amount: {", "note: {type: string}, amount: {"
+    )
+    for backend in (
+        'http: {base_url: "http://127.0.0.1:PORT", allow_private: true}',
+        "http: {method: POST, path: /refunds}\n",
+    ):
+        wrong = wrong.replace(backend, "static: {}" if "base" in backend else "static: {text: done}\n")
+    with pytest.raises(ManifestError) as told:
+        catalog_of(tmp_path, wrong)
+    assert fault in str(told.value)
+
+
+def held_back(ledger: Ledger) -> tuple[anyio.Event, Event]:
+    """The ledger answers only once the second event is set; the first says that it was asked."""
+    arrived, go_on = anyio.Event(), Event()
+    token = anyio.lowlevel.current_token()
+
+    def hold_back() -> None:
+        anyio.from_thread.run_sync(arrived.set, token=token)
+        go_on.wait(20)
+
+    ledger.on_receipt = hold_back
+    return arrived, go_on
+
+
+async def test_every_attempt_of_a_keyed_call_is_one_to_its_backend(
+    tmp_path: Path, ledger: Ledger, manifests: str
+) -> None:
+    nobody = manifests.replace(str(ledger.server_port), "9")
+    async with broker_with(tmp_path, nobody) as broker:
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                await send(broker, "k")
+        first = (await records(broker, oldest_first=True))[0].call_id
+    async with broker_with(tmp_path, manifests) as broker:
+        await send(broker, "k")
+        await send(broker, "another", 2)
+        second = (await records(broker))[0].call_id
+    assert ledger.received == [first, second]
+
+
+async def test_a_keyed_call_goes_on_when_its_client_goes_away_and_its_retry_is_given_the_answer(
+    tmp_path: Path, ledger: Ledger, manifests: str
+) -> None:
+    arrived, go_on = held_back(ledger)
+    async with broker_with(tmp_path, manifests, limits={"calls": 2}) as broker:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send, broker, "k")
+            await arrived.wait()
+            tasks.cancel_scope.cancel()
+        assert [record.state for record in await records(broker)] == ["dispatching"]
+        assert broker.pipeline._room == 1, "it still has its place"  # pyright: ignore[reportPrivateUsage]
+        go_on.set()
+        answer = await send(broker, "k")
+        assert answer.meta and REPLAYED_META in answer.meta
+        assert [record.state for record in await records(broker)] == ["succeeded"]
+        assert broker.pipeline._room == 2  # pyright: ignore[reportPrivateUsage]
+    assert len(ledger.received) == 1
+
+
+async def test_a_call_without_a_key_ends_with_its_client(tmp_path: Path, ledger: Ledger, manifests: str) -> None:
+    arrived, go_on = held_back(ledger)
+    async with broker_with(tmp_path, manifests) as broker:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send, broker, None)
+            await arrived.wait()
+            tasks.cancel_scope.cancel()
+        go_on.set()
+        assert [record.state for record in await records(broker)] == ["outcome_unknown"]
+
+
+async def test_a_broker_that_ends_does_not_wait_for_keyed_calls_left_alone(
+    tmp_path: Path, ledger: Ledger, manifests: str
+) -> None:
+    arrived, go_on = held_back(ledger)
+    long = manifests.replace("timeout: 5s", "timeout: 30s")
+    with anyio.fail_after(15):
+        async with broker_with(tmp_path, long) as broker, anyio.create_task_group() as tasks:
+            tasks.start_soon(send, broker, "k")
+            await arrived.wait()
+            tasks.cancel_scope.cancel()
+    go_on.set()
+    async with broker_with(tmp_path, manifests) as broker:
+        with pytest.raises(OutcomeUnknown):
+            await send(broker, "k")
+    assert len(ledger.received) == 1

@@ -37,23 +37,24 @@ def admit(tx: Transaction, intent: Intent) -> Admission:
     if intent.refusal is not None:
         _write(tx, intent, "denied", refusal=intent.refusal)
         return _DENIED
-    if intent.key:
-        known = _known(tx, intent)
+    first = ""
+    if intent.key or intent.derived:
+        known, first = _known(tx, intent)
         if known is not None:
             return Admission("replayed", invocation=known)
     if intent.terms is not None:
-        return _hold(tx, intent)
+        return _hold(tx, intent, first)
     if not intent.charges:
-        _write(tx, intent, "dispatching")
-        return _GO
+        _write(tx, intent, "dispatching", first=first)
+        return Admission("dispatching", sent_as=first) if first else _GO
     states, over = quota.charge(tx, intent.charges, intent.call_id, intent.at_ms, held=False)
     if over is not None:
         return _over(tx, intent, over)
-    _write(tx, intent, "dispatching", states=states)
-    return Admission("dispatching", quotas=states)
+    _write(tx, intent, "dispatching", states=states, first=first)
+    return Admission("dispatching", quotas=states, sent_as=first)
 
 
-def _known(tx: Transaction, intent: Intent) -> Invocation | None:
+def _known(tx: Transaction, intent: Intent) -> tuple[Invocation | None, str]:
     """See idempotency.known. A conflict is recorded as a refusal before it is raised."""
     try:
         return idempotency.known(tx, intent)
@@ -62,7 +63,7 @@ def _known(tx: Transaction, intent: Intent) -> Invocation | None:
         raise
 
 
-def _hold(tx: Transaction, intent: Intent) -> Admission:
+def _hold(tx: Transaction, intent: Intent, first: str) -> Admission:
     attached = hold.attach(tx, intent)
     if attached is not None:
         idempotency.take(tx, intent, attached.call_id)
@@ -76,7 +77,7 @@ def _hold(tx: Transaction, intent: Intent) -> Admission:
     states, over = quota.charge(tx, now, intent.call_id, intent.at_ms, held=True)
     if over is not None:
         return _over(tx, intent, over)
-    _write(tx, intent, "held", states=states, facts={"hold": hold.columns(intent, later)})
+    _write(tx, intent, "held", states=states, first=first, facts={"hold": hold.columns(intent, later)})
     return Admission("held", quotas=states, invocation=hold.open_(tx, intent, later))
 
 
@@ -95,6 +96,7 @@ def _write(
     states: tuple[QuotaState, ...] = (),
     refusal: tuple[str, str, str] = _WENT_WELL,
     facts: Mapping[str, Any] | None = None,
+    first: str = "",
 ) -> None:
     """The row, what is kept of the arguments, and the entry. Raises Undo when there is such a call."""
     code, stage, message = refusal
@@ -143,9 +145,9 @@ def _write(
     body["set"]["laps_us"] = intent.laps_us
     if facts:
         body.update(facts)
-    if intent.key and state != "denied":
-        idempotency.take(tx, intent, intent.call_id)
-        body["key"] = intent.key
+    if (intent.key or intent.derived) and state != "denied":
+        idempotency.take(tx, intent, intent.call_id, first)
+        body["key"] = intent.key or intent.derived
     if intent.kept is not None:
         body["kept"] = digest_of(intent.kept)
         tx.db.execute(_KEEP, (intent.call_id, intent.kept))

@@ -22,7 +22,7 @@ from broker.model.invocation import Intent, Invocation, State
 from broker.model.principal import person
 from broker.model.quota import Charge, QuotaState
 from broker.ports import Claimed
-from broker.stores.sqlite import payloads, queries, quota
+from broker.stores.sqlite import idempotency, payloads, queries, quota
 from broker.stores.sqlite.seal import SealBroken
 from broker.stores.sqlite.transaction import Transaction, advance
 
@@ -401,7 +401,7 @@ def claim(tx: Transaction, argument: tuple[str, int]) -> Claimed | None:
     quota.spend_counts(tx, call_id)
     advance(tx, call_id, "dispatching", at_ms=now_ms, kind="claim", change={"writer": tx.ledger.chain})
     tx.urgent = True
-    return Claimed(_still(queries.one(tx.db, call_id)), arguments, principal)
+    return Claimed(_still(queries.one(tx.db, call_id)), arguments, principal, idempotency.first_of(tx, call_id))
 
 
 def unsealed(tx: Transaction, call_id: str, part: str) -> bytes:

@@ -181,6 +181,13 @@ def idempotency(database: Database) -> None:
         database.conn.execute(statement)
 
 
+# until_ms: of a key that a tool derives, when it stands for its call no longer; 0: of a client's key, by its age.
+# first: the id of the first call that took the key, by which backends know all its attempts.
+_DERIVED_KEYS = (
+    "alter table idempotency add column until_ms integer not null default 0",
+    "alter table idempotency add column first text not null default ''",
+)
+
 # Breakers: how long nothing is let through. The indexes find counters that are kept no longer: those of sliding windows
 # a week after their last use, so that no clock that was wrong loses one; those of repeated calls, of which there may be
 # one for each call, after an hour.
@@ -237,4 +244,10 @@ def payloads(database: Database) -> None:
 @MIGRATIONS()
 def spent_states(database: Database) -> None:
     for statement in spent.TABLE:
+        database.conn.execute(statement)
+
+
+@MIGRATIONS()
+def derived_keys(database: Database) -> None:
+    for statement in _DERIVED_KEYS:
         database.conn.execute(statement)

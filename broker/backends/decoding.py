@@ -96,6 +96,25 @@ def strict_json_text(body: bytes) -> tuple[Any, bytes]:
     return value, text
 
 
+LARGE_BYTES = 262_144  # a list in an answer smaller than this needs no cutting
+_LISTS = ("tools", "resources", "resourceTemplates", "prompts")
+
+
+def cut_lists(message: Any, most: int) -> bool:
+    """Leave `most` and one more of the entries of an MCP list in this message: that it has more than `most` can still
+    be seen, and a hundred thousand entries are not carried through every further layer. Whether it was cut.
+    """
+    given: Any = cast("Mapping[str, Any]", message).get("result") if isinstance(message, Mapping) else None
+    result = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
+    cut = False
+    for field in _LISTS:
+        entries: Any = result.get(field)
+        if isinstance(entries, list) and len(cast("list[Any]", entries)) > most + 1:
+            del entries[most + 1 :]
+            cut = True
+    return cut
+
+
 def media_type(header: str) -> tuple[str, str]:
     """(type/subtype, charset) in lower case; charset "" when not given."""
     kind, _, parameters = header.partition(";")

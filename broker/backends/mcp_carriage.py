@@ -65,6 +65,7 @@ class _Stdio:
                 cwd=Path(self._context.directory) / self._spec.cwd,
                 cap=self._spec.response_bytes,
                 masked=masked,
+                most=self._spec.max_tools,
                 on_unreadable=reports.unreadable,
             )
         )
@@ -145,7 +146,13 @@ class _HttpCarrier:
         )
         self._calls = ModernCalls(name, urlsplit(spec.url).path or "/", wire.upstream, auth, context.clock.now_ms)
         self._client = McpClient(
-            name, wire, auth, sse=spec.transport == "sse", now_ms=context.clock.now_ms, on_lost=reports.lost
+            name,
+            wire,
+            auth,
+            sse=spec.transport == "sse",
+            most=spec.max_tools,
+            now_ms=context.clock.now_ms,
+            on_lost=reports.lost,
         )
 
     def calls(self) -> ModernCalls | None:

@@ -3,7 +3,8 @@
 No shell; a minimal environment; a session and process group of its own behind a guard (child.py) that outlives the
 broker by exactly the time it takes to kill the group. Its stdout is read within bounds: one line at most as large as an
 answer may be, strict JSON, anything else is noise and counted. Its stderr is kept, the last 64 KiB, so that an operator
-reads in the server's own words why it does not start.
+reads in the server's own words why it does not start. A server that talks beside the protocol without end is read
+slowly.
 
 The SDK's own stdio transport is not used: its lines have no bound, its stderr needs a file, its child survives kill -9.
 """
@@ -23,11 +24,14 @@ from anyio.abc import ByteReceiveStream, Process
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from broker.backends import sdk
-from broker.backends.decoding import short, strict_json
+from broker.backends.decoding import LARGE_BYTES, cut_lists, short, strict_json
+from broker.backends.pace import Pace
 
 INHERITED = ("PATH", "HOME", "LANG", "TMPDIR")
 STDERR_BYTES = 65_536
 WORDS = 600  # of its stderr in a sentence
+IDLE_TALK_BYTES_PER_S = 262_144  # stderr, and stdout that is no message: reading it costs everybody's time
+IDLE_TALK_BURST = 1_048_576
 GRACE_S = 1.0  # after stdin closed, and again after SIGTERM
 _GUARD = str(Path(__file__).with_name("child.py"))
 _ID = re.compile(rb'"id"\s*:\s*(\d{1,15})\b')
@@ -62,6 +66,7 @@ def program_of(command: str, env: Mapping[str, str], cwd: Path) -> str:
 
 class Child:
     """One run of the server. argv: as in the manifest. cap: largest line in bytes. masked: secrets to keep secret.
+    most: how many entries of a list are of interest.
 
     on_unreadable: told the request id of an answer that is too large or not JSON, and why.
     """
@@ -74,6 +79,7 @@ class Child:
         cwd: Path,
         cap: int,
         masked: Sequence[str],
+        most: int,
         on_unreadable: Callable[[int, str], None],
     ) -> None:
         self._argv = tuple(argv)
@@ -81,6 +87,7 @@ class Child:
         self._cwd = cwd
         self._cap = cap
         self._masked = masked
+        self._most = most
         self._on_unreadable = on_unreadable
         self._stderr = bytearray()
         self._stderr_ended = anyio.Event()
@@ -183,20 +190,25 @@ class Child:
 
     async def _keep_stderr(self, process: Process) -> None:
         assert process.stderr is not None  # noqa: S101 – spawned with pipes
+        pace = Pace(IDLE_TALK_BYTES_PER_S, IDLE_TALK_BURST)
         with suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
             async for chunk in process.stderr:
                 self._stderr += chunk
                 del self._stderr[:-STDERR_BYTES]
+                await pace.spend(len(chunk))
         self._stderr_ended.set()
 
     async def _read_stdout(self, process: Process, given: MemoryObjectSendStream[Inbound]) -> None:
         assert process.stdout is not None  # noqa: S101 – spawned with pipes
+        pace = Pace(IDLE_TALK_BYTES_PER_S, IDLE_TALK_BURST)
         async with given, AsyncExitStack() as stack:  # its end is the connection's end
             with suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
-                lines = await stack.enter_async_context(aclosing(_lines(process.stdout, self._cap)))
+                lines = await stack.enter_async_context(aclosing(_lines(process.stdout, self._cap, pace)))
                 async for line, whole in lines:
                     message = self._message(line) if whole else self._unreadable(line, "is larger than its limit")
-                    if message is not None:
+                    if message is None:
+                        await pace.spend(len(line))
+                    else:
                         await given.send(message)
 
     def _message(self, line: bytes) -> sdk.SessionMessage | None:
@@ -206,7 +218,10 @@ class Child:
             self.noise += 1
             return None
         try:
-            message = sdk.jsonrpc_message_adapter.validate_python(strict_json(line), by_name=False)
+            read = strict_json(line)
+            if len(line) > LARGE_BYTES:
+                cut_lists(read, self._most)
+            message = sdk.jsonrpc_message_adapter.validate_python(read, by_name=False)
         except ValueError:  # pydantic's is one
             return self._unreadable(line[:4096], "is not a JSON-RPC message")
         return sdk.SessionMessage(message)
@@ -224,7 +239,7 @@ async def _ended(process: Process, within_s: float) -> bool:
     return process.returncode is not None
 
 
-async def _lines(stream: ByteReceiveStream, cap: int) -> AsyncGenerator[tuple[bytes, bool]]:
+async def _lines(stream: ByteReceiveStream, cap: int, pace: Pace) -> AsyncGenerator[tuple[bytes, bool]]:
     """(line, True), or (its first bytes, False) for a line over the cap, the rest of which is thrown away unread."""
     buffer = bytearray()
     searched = 0
@@ -244,7 +259,9 @@ async def _lines(stream: ByteReceiveStream, cap: int) -> AsyncGenerator[tuple[by
                 yield line, True
         if len(buffer) > cap or (head is not None and buffer):
             head = head if head is not None else bytes(buffer[:4096])
+            size = len(buffer)
             buffer.clear()
+            await pace.spend(size)
         searched = len(buffer)
     if buffer and head is None:
         yield bytes(buffer), True

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx2
+import orjson
 
 from broker.backends.credential import Outbound
-from broker.backends.decoding import ACCEPT_ENCODING, excerpt
+from broker.backends.decoding import ACCEPT_ENCODING, LARGE_BYTES, cut_lists, excerpt, is_json, media_type, strict_json
 from broker.backends.exchange import EXCHANGE, Cut, Exchange
 from broker.backends.rejection import rejected
 from broker.backends.transport import USER_AGENT, Wire
@@ -21,7 +22,9 @@ from broker.errors import BrokerError, Unavailable
 
 
 class McpClient(httpx2.AsyncClient):
-    """on_lost: called when the server does not know our session any more, or (SSE) a message could not be delivered."""
+    """most: how many entries of a list are of interest. on_lost: called when the server does not know our session any
+    more, or (SSE) a message could not be delivered.
+    """
 
     def __init__(
         self,
@@ -30,6 +33,7 @@ class McpClient(httpx2.AsyncClient):
         auth: Outbound | None,
         *,
         sse: bool,
+        most: int,
         now_ms: Callable[[], int],
         on_lost: Callable[[], None],
     ) -> None:
@@ -44,6 +48,7 @@ class McpClient(httpx2.AsyncClient):
         self._backend = backend
         self._outbound = auth
         self._sse = sse
+        self._most = most
         self._now_ms = now_ms
         self._on_lost = on_lost
 
@@ -54,7 +59,7 @@ class McpClient(httpx2.AsyncClient):
         if exchange is not None:
             request.headers.update(exchange.send)
         try:
-            response = await super().send(request, **kwargs)
+            response = await self._cut(await super().send(request, **kwargs))
         except Cut as cut:
             return self._failed(request, exchange, cut.error)
         except BrokerError as error:
@@ -66,6 +71,21 @@ class McpClient(httpx2.AsyncClient):
         if response.status_code >= 300:
             await self._refused(request, response, exchange)
         return response
+
+    async def _cut(self, response: httpx2.Response) -> httpx2.Response:
+        """A JSON answer whose lists are no longer than anybody wants to read. Raises Cut."""
+        if response.status_code != 200 or not is_json(media_type(response.headers.get("content-type", ""))[0]):
+            return response
+        body = await response.aread()
+        if len(body) <= LARGE_BYTES:
+            return response
+        try:
+            message = strict_json(body)
+        except ValueError:
+            return response  # the SDK finds out as well
+        if not cut_lists(message, self._most):
+            return response
+        return httpx2.Response(200, headers=response.headers, content=orjson.dumps(message), request=response.request)
 
     async def _stand(self, request: httpx2.Request, **kwargs: Any) -> httpx2.Response:
         """A stream that belongs to no call, whoever's task opens it."""

@@ -22,12 +22,13 @@ import orjson
 from broker.backends.credential import Outbound
 from broker.backends.decoding import ACCEPT_ENCODING, excerpt, is_json, media_type, strict_json
 from broker.backends.exchange import Cut, Exchange
+from broker.backends.pace import Pace
 from broker.backends.rejection import refused, rejected
 from broker.backends.upstream import USER_AGENT, Response, Upstream
 from broker.errors import AnswerWithheld, Broken, BrokerError
 
-EVENTS_BURST = 1000
-EVENTS_PER_S = 1000.0
+EVENTS_BURST = 2000
+EVENTS_PER_S = 250.0
 
 Progress = Callable[[float, float | None, str | None], Awaitable[None]]
 
@@ -218,16 +219,11 @@ class _TooLargeError(ValueError):
 
 async def _slowed(response: Response, cap: int) -> AsyncGenerator[bytes]:
     """The data of its message events, slowed to a rate: a flood waits in its own socket. Raises Cut, _TooLargeError."""
-    events = Events(cap)
-    tokens, filled_at = float(EVENTS_BURST), anyio.current_time()
+    events, pace = Events(cap), Pace(EVENTS_PER_S, EVENTS_BURST)
     async with aclosing(response.pieces()) as pieces:
         async for piece in pieces:
             for data in events.feed(piece):
-                now = anyio.current_time()
-                tokens = min(tokens + (now - filled_at) * EVENTS_PER_S, float(EVENTS_BURST)) - 1
-                filled_at = now
-                if tokens < 0:
-                    await anyio.sleep(-tokens / EVENTS_PER_S)
+                await pace.spend(1)
                 yield data
 
 

@@ -41,6 +41,7 @@ ENDING_S = 4.0  # to leave a connection, whatever the peer does
 STEADY_S = 10.0  # a connection that was up this long did not fail at starting
 LONGEST_PAUSE_S = 60.0
 REFRESH_S = 1.0  # at most one new list of tools in this time
+REFRESH_ODD_S = 10.0  # the same for a server whose lists cannot all be used: they may be without measure
 LISTEN_AGAIN_S = 5.0
 ACK_S = 10.0
 
@@ -126,7 +127,7 @@ class Link:
         self._stopping = False
         self._wanted = False
         self._used_at = 0.0
-        self._refreshed_at = -math.inf
+        self._refresh_from = -math.inf
         self._notes = ""  # what was left out of the offer
         self.offer: Offer | None = None
         self.health = Health("starting", since_ms=clock.now_ms())
@@ -377,9 +378,8 @@ class Link:
             self._become("degraded" if self._notes else "up", self._notes)
 
     async def _refresh(self, connection: Connection) -> None:
-        """List again, at most once in REFRESH_S. A server that refuses keeps its old offer; one that is gone ends."""
-        await self._until(lambda: connection.over, self._refreshed_at + REFRESH_S - anyio.current_time())
-        self._refreshed_at = anyio.current_time()
+        """List again, at most once in a while. A server that refuses keeps its old offer; one that is gone ends."""
+        await self._until(lambda: connection.over, self._refresh_from - anyio.current_time())
         connection.stale = False
         if connection.over or self._stopping:
             return
@@ -387,6 +387,7 @@ class Link:
             await self._list(connection)
         except (Rejected, AnswerWithheld) as error:
             self._notes = f"its lists could not be read again: {error.message}"
+        self._refresh_from = anyio.current_time() + (REFRESH_ODD_S if self._notes else REFRESH_S)
         self._show(connection)
 
     def _stale(self) -> None:

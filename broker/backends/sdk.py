@@ -36,6 +36,7 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, LATEST_MODERN_VERSION
 from pydantic import ValidationError
 
 from broker import __version__
+from broker.backends.pace import Pace
 from broker.model.back import ASKABLE, Declined
 
 __all__ = [
@@ -60,8 +61,8 @@ _LIST_CHANGED = (
     types.PromptListChangedNotification,
 )
 
-NOTIFICATIONS_BURST = 1000
-NOTIFICATIONS_PER_S = 1000.0
+NOTIFICATIONS_BURST = 2000  # each costs as much as a tenth of a call, and everybody pays for it
+NOTIFICATIONS_PER_S = 250.0
 
 # Request ids are the process's, never a session's: an MRTR retry over a new session must not meet its old id.
 _ids = itertools.count(1)
@@ -82,8 +83,7 @@ class _Inlet:
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
-        self._tokens = float(NOTIFICATIONS_BURST)
-        self._filled_at = anyio.current_time()
+        self._pace = Pace(NOTIFICATIONS_PER_S, NOTIFICATIONS_BURST)
 
     @property
     def last_context(self) -> Any:
@@ -92,16 +92,8 @@ class _Inlet:
     async def receive(self) -> SessionMessage | Exception:
         item = await self._inner.receive()
         if isinstance(item, SessionMessage) and isinstance(item.message, types.JSONRPCNotification):
-            await self._spend()
+            await self._pace.spend(1)
         return item
-
-    async def _spend(self) -> None:
-        now = anyio.current_time()
-        gained = (now - self._filled_at) * NOTIFICATIONS_PER_S
-        self._tokens = min(self._tokens + gained, float(NOTIFICATIONS_BURST)) - 1
-        self._filled_at = now
-        if self._tokens < 0:
-            await anyio.sleep(-self._tokens / NOTIFICATIONS_PER_S)
 
     def __aiter__(self) -> _Inlet:
         return self

@@ -33,8 +33,8 @@ test-wire: setup ## what installs through npm: real clients, and the official co
 test-crash: setup ## killed before and after every sync and send; `make test` does a sample of it
 	BROKER_TEST_CRASH=all $(BIN)/pytest tests/stories/test_crash.py
 
-bench: setup     ## calls per second and latency, direct and through the broker, as ratios of one run
-	$(BIN)/python tests/bench/run.py
+bench: setup     ## calls per second, latency, CPU and memory beside others (BENCH=quick: under a minute)
+	$(BIN)/python -m tests.bench.run
 
 setup: $(VENV)/.ready ## the virtual environment in .venv
 

@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
-import sys
+import shutil
+import subprocess
+import time
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
-from examples.demo.house import process
-from tests.bench.load import Target, measure
+from examples.demo.house import environment_of, free_port, process
+from tests.bench.load import MARK, Figures, compiled, measure
 
-UPSTREAM = Path(__file__).parents[1] / "bench" / "upstream.py"
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="the bench's programs need a C compiler")
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("programs")
 
 
 @pytest.fixture
-def port(tmp_path: Path) -> Generator[int]:
-    with (
-        (tmp_path / "log").open("w") as log,
-        process([sys.executable, str(UPSTREAM)], tmp_path, {}, log, piped=True) as upstream,
-    ):
-        assert upstream.stdout is not None
-        yield int(upstream.stdout.readline().strip().rpartition(":")[2])
+def port(programs: Path, tmp_path: Path) -> Generator[int]:
+    number = free_port()
+    command = [str(compiled("stub", programs)), str(number), "3"]
+    with (tmp_path / "log").open("w") as log, process(command, tmp_path, environment_of({}), log):
+        yield number
 
 
-def request(n: int) -> bytes:
-    return b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%d" % (len(str(n)), n)
+def asked(programs: Path, folder: Path, port: int, expected: bytes, callers: int) -> Figures:
+    body = b'{"n":%s}' % MARK
+    request = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    program, until = compiled("load", programs), time.monotonic() + 10
+    while True:  # the stub may not listen yet
+        try:
+            return measure(program, folder, port, request, expected, callers=callers, seconds=0.1, warmup_s=0.05)
+        except subprocess.CalledProcessError:
+            if time.monotonic() > until:
+                raise
 
 
-def test_every_caller_gets_answers_and_they_are_counted(port: int) -> None:
-    figures = measure(
-        Target("127.0.0.1", port, request, lambda body, n: body == b"%d" % n), callers=4, seconds=0.1, warmup_s=0.05
-    )
+def test_every_caller_gets_answers_and_they_are_counted(programs: Path, port: int, tmp_path: Path) -> None:
+    figures = asked(programs, tmp_path, port, b'"n":' + MARK, callers=4)
     assert figures.bad == 0
-    assert len(figures.latencies_ns) > 4
-    assert 0 < figures.quantile_ms(0.5) <= figures.quantile_ms(0.99)
+    assert figures.answers > 4
+    assert 0 < figures.p50_ms <= figures.p99_ms
 
 
-def test_an_answer_to_another_call_is_bad_and_does_not_count(port: int) -> None:
-    figures = measure(
-        Target("127.0.0.1", port, request, lambda body, n: body == b"%d" % (n + 1)),
-        callers=2,
-        seconds=0.1,
-        warmup_s=0.0,
-    )
+def test_an_answer_to_another_call_is_bad_and_does_not_count(programs: Path, port: int, tmp_path: Path) -> None:
+    figures = asked(programs, tmp_path, port, b'"m":' + MARK, callers=2)
     assert figures.bad > 0
-    assert figures.examples
-    assert not figures.latencies_ns
+    assert "HTTP/1.1 200" in figures.words
+    assert figures.answers == 0

@@ -157,6 +157,17 @@ async def test_a_modern_list_is_private_and_complete() -> None:
         assert (nothing.status_code, nothing.json()["error"]["code"]) == (404, -32601)
 
 
+async def test_a_modern_list_is_the_same_from_the_gate_and_from_the_sdk() -> None:
+    async with served() as house, httpx2.AsyncClient(base_url=house.url, timeout=10) as http:
+        asked = modern("tools/list")
+        from_gate = await http.post("/mcp", json=asked, headers=modern_headers("tools/list"))
+        asked["params"]["_meta"]["io.modelcontextprotocol/logLevel"] = "error"  # for the SDK to judge
+        from_sdk = await http.post("/mcp", json=asked, headers=modern_headers("tools/list"))
+        assert from_gate.json() == from_sdk.json()
+        assert from_gate.headers["content-type"] == from_sdk.headers["content-type"]
+        assert list(from_gate.json()["result"]) != list(from_sdk.json()["result"])  # by two ways, as the order tells
+
+
 def event(text: str) -> Any:
     """The last JSON message of an event stream."""
     return orjson.loads([line for line in text.splitlines() if line.startswith("data: {")][-1].removeprefix("data: "))

@@ -1,4 +1,5 @@
-"""The common case, answered without a second parse: a 2026-07-28 `tools/call` that ends as one JSON object.
+"""The common cases, answered without a second parse: a 2026-07-28 `tools/call` that ends as one JSON object, and
+`tools/list`.
 
 It takes only what it fully understands: a plain call with a name, arguments and the usual `_meta`. Whoever asks for
 progress or logs, sends answers to input requests, or calls a tool with `x-mcp-header` arguments goes on to the SDK;
@@ -36,6 +37,7 @@ Answering = Callable[[bytes, bytes], bool]
 
 QUIET_S = 15.0
 LOOK_EVERY_S = 5.0
+ENTRIES_KEPT = 10_000
 
 _PLAIN_PARAMS = frozenset({"name", "arguments", "_meta"})
 _MADE_HERE = frozenset({"resultType", "_meta"})
@@ -93,6 +95,7 @@ class Direct:
         self._server_info = dict(server_info)
         self._meta = orjson.dumps({SERVER_KEY: self._server_info})
         self._quiet: set[Exchange] = set()
+        self._rendered: dict[int, tuple[Mapping[str, Any], bytes]] = {}  # entries of lists, and their JSON
         self._mirrors: dict[str, tuple[Any, bool]] = {}  # tool -> (its schema, whether it uses x-mcp-header)
 
     def takes(self, request: Request) -> bool:
@@ -108,6 +111,30 @@ class Direct:
             return False
         return not self.mirrors_arguments(name)
 
+    def lists(self, request: Request) -> bool:
+        """Whether this modern `tools/list`, already in agreement with its headers, can be answered here: the SDK would
+        copy and judge every entry again, which are ours."""
+        params = request.message.params
+        return all(request.accepts) and len(params) == 1 and _is_plain(cast("dict[str, Any]", params["_meta"]))
+
+    async def list_tools(self, request: Request) -> None:
+        """The whole list at once; each entry is written as JSON when it is first asked for."""
+        listing, known = self._pipeline.listing(request.principal), self._rendered
+        if len(known) > 2 * len(listing) + ENTRIES_KEPT:
+            known.clear()  # most are of catalogs that are gone
+        pieces: list[bytes] = []
+        for entry in listing:
+            found = known.get(id(entry))
+            if found is None:  # the entry is kept beside its JSON, so that its id stays its own
+                found = known[id(entry)] = (entry, orjson.dumps(dict(entry), default=dict))
+            pieces.append(found[1])
+        result = b'{"tools":[%s],"ttlMs":0,"cacheScope":"private"}' % b",".join(pieces)
+        await self._exchange(request).finish(200, encoded_body(request.message.id, self._meta, result))
+
+    def _exchange(self, request: Request) -> Exchange:
+        extensions: Mapping[str, Any] = request.scope.get("extensions") or {}
+        return Exchange(request.send, None if request.is_foreign else extensions.get(ANSWER))
+
     async def answer(self, request: Request) -> None:
         """Make the call and answer it. On the client's leaving: the call is cancelled and nothing is sent.
 
@@ -122,8 +149,7 @@ class Direct:
             request_id=message.id,
             trace_parent=request.trace_parent,
         )
-        extensions: Mapping[str, Any] = request.scope.get("extensions") or {}
-        exchange = Exchange(request.send, None if request.is_foreign else extensions.get(ANSWER))
+        exchange = self._exchange(request)
         if request.accepts[1]:
             self._quiet.add(exchange)
         try:

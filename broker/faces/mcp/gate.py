@@ -226,6 +226,9 @@ class Gate:
             except (InsufficientScope, Unauthenticated) as refusal:
                 raise self._challenged(request, refusal) from None
             return
+        if message.kind == "request" and message.method == "tools/list" and self._direct.lists(request):
+            await self._direct.list_tools(request)
+            return
         if not all(request.accepts):
             raise Stop("not_acceptable", "Refused: accept application/json and text/event-stream.", status=406)
         if message.kind == "request":

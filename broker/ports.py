@@ -26,7 +26,7 @@ from broker.model.directory import (
 )
 from broker.model.hold import Edit, Review
 from broker.model.invocation import Admission, Intent, Invocation, InvocationQuery, Outcome
-from broker.model.ledger import Heads
+from broker.model.ledger import Erased, Heads, Subject
 from broker.model.principal import Principal
 from broker.model.question import By, Group
 from broker.model.quota import Charge, QuotaState
@@ -375,6 +375,13 @@ class Store(Protocol):
     async def keep_in_step(self) -> bool:
         """Take some more calls into what sums and words are found by, if nothing else is to be written now; True when
         there may be more to take in. For whoever has nothing else to do."""
+        ...
+
+    async def erase(self, subject: Subject, name: str, *, by: str, dry: bool = False) -> Erased:
+        """Erase what is kept of the calls of a person, an agent or a tenant, some at a time; records stay, and say so.
+
+        Calls that are still open keep what they need. dry: only count.
+        """
         ...
 
     async def payload(self, call_id: str, *, by: str, via: str) -> bytes | None:

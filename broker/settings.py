@@ -168,6 +168,16 @@ class Checkpoints(_Section):
     webhook: str = Field(default="", description="Where each is also posted as JSON: an https URL, or a loopback one.")
 
 
+class RetentionSettings(_Section):
+    """How long payloads are kept beside their records, which stay."""
+
+    arguments_days: float = Field(default=0, ge=0, description="Arguments in clear, in days; 0: for ever.")
+    sealed_days: float = Field(default=0, ge=0, description="Sealed arguments, in days; 0: for ever.")
+    budget_bytes: int = Field(
+        default=0, ge=0, description="Largest sum of arguments kept; beyond it the oldest go. 0: no bound."
+    )
+
+
 class Record(_Section):
     key: str = Field(
         default="",
@@ -178,6 +188,7 @@ class Record(_Section):
         default="broker.audit", description="The scope that lets a person read the sealed arguments of calls."
     )
     checkpoints: Checkpoints = Checkpoints()
+    retention: RetentionSettings = RetentionSettings()
 
     @field_validator("key")
     @classmethod

@@ -21,7 +21,7 @@ input:
   properties: {order_id: {type: string}, amount: {type: number}, reason: {type: string}, more: {type: object}}
   required: [order_id, amount]
 static: {text: "refunded"}
-record: full
+record: redacted
 ---
 kind: tool
 name: orders_get

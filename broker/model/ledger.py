@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,27 @@ class Heads:
     heads: tuple[Head, ...]
 
 
+Subject = Literal["user", "agent", "tenant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long payloads are kept; 0: for ever. budget_bytes: of all arguments, the oldest go first; 0: no bound."""
+
+    arguments_ms: int = 0
+    sealed_ms: int = 0
+    budget_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """calls: of which something was kept. rows: payloads that are gone. open: calls that still need theirs."""
+
+    calls: int
+    rows: int
+    open: int
+
+
 # Every kind of entry there is: its stable code, and what it says. docs/record.md shows this very table.
 KINDS: Mapping[str, str] = {
     "chain": "a process began to write: host, pid, version, and how chains before it had ended (`seen`)",
@@ -47,7 +69,8 @@ KINDS: Mapping[str, str] = {
     "outcome": "how a call ended",
     "recovery": "a call was under way when its process died; nobody can say how it ended",
     "collected": "whoever asked was told how the held call ended",
-    "payloads_deleted": "payloads were kept long enough and deleted",
+    "payloads_deleted": "payloads were deleted: kept long enough, or beyond the budget",
+    "erasure": "payloads of a person, an agent or a tenant were erased: whose, by whom, of which calls",
     "payload_read": "somebody is about to read the sealed arguments of a call: who, of which",
     "checkpoint": "checkpoints began to fail, or work again, at a place outside of the database",
     "reload": "another catalog is served: its digest, and what was added, removed and changed",

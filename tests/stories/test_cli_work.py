@@ -36,7 +36,7 @@ description: Writes a note.
 effect: write
 scopes: [notes.write]
 backend: notes
-record: full
+record: redacted
 input:
   type: object
   properties: {text: {type: string}, copies: {type: integer, minimum: 1}}

@@ -36,7 +36,7 @@ name: work
 effect: write
 scopes: [work]
 backend: ledger
-record: full
+record: redacted
 input: {type: object, properties: {text: {type: string}}}
 http: {method: POST, path: /work}
 ---

@@ -149,7 +149,7 @@ name: pay
 effect: write
 scopes: [work]
 backend: notes
-record: full
+record: redacted
 input:
   type: object
   properties: {amount: {type: number}, to: {type: string}}

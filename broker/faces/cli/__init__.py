@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
         "quotas": "broker.faces.cli.quotas:quotas",
         "verify": "broker.faces.cli.verify:verify",
         "export": "broker.faces.cli.export:export",
+        "erase": "broker.faces.cli.erase:erase",
     },
     "Access": {
         "login": "broker.faces.cli.login:login",

@@ -68,10 +68,10 @@ class Records:
 
     async def changed(self, kind: str, **facts: Any) -> None:
         """Record what a person at this machine has just changed in the directory."""
-        await self.store.note(kind, {**facts, "via": "cli", "by": _whoami()})
+        await self.store.note(kind, {**facts, "via": "cli", "by": whoami()})
 
 
-def _whoami() -> str:
+def whoami() -> str:
     """The name of the operating system's user; its number where it has no name."""
     try:
         return getuser()

@@ -21,7 +21,7 @@ from broker.errors import RecordUnavailable
 from broker.model.canonical import canonical
 from broker.model.hold import Edit, Review
 from broker.model.invocation import OPEN, Admission, Intent, Invocation, InvocationQuery, Outcome
-from broker.model.ledger import Heads
+from broker.model.ledger import Erased, Heads, Retention, Subject
 from broker.model.question import By, Group
 from broker.model.quota import Charge, QuotaState
 from broker.ports import Claimed, Clock, Collected, HeldParts, Load, OpenCalls, QueueCount, Swept
@@ -56,10 +56,13 @@ TIDY_ROUNDS = 50
 STEP = 100  # calls taken into the digest in one transaction: a few milliseconds that others may have to wait
 
 
+_FOR_EVER = Retention()
+
+
 class SqliteStore:
     """Open with `SqliteStore.open`; close with `aclose`."""
 
-    def __init__(self, path: Path, clock: Clock, seal: Seal, writer: Writer) -> None:
+    def __init__(self, path: Path, clock: Clock, seal: Seal, writer: Writer, retention: Retention) -> None:
         self._path = path
         self._clock = clock
         self._seal = seal
@@ -70,6 +73,8 @@ class SqliteStore:
         self._pulse = Pulse(self._version, self._read_version())
         self._tidy_at = monotonic() + TIDY_EVERY_S
         self._closed = False
+        self._retention = retention
+        self._retained_ms: dict[str, int] = {}  # part -> until when nothing of it is left that is due
 
     @classmethod
     async def open(
@@ -81,6 +86,7 @@ class SqliteStore:
         open_per_agent: int = 100,
         patience_s: float = PATIENCE_S,
         key: bytes = b"",
+        retention: Retention = _FOR_EVER,
     ) -> SqliteStore:
         """Create or migrate the file and begin to work.
 
@@ -104,7 +110,7 @@ class SqliteStore:
 
         try:
             seal, writer = await anyio.to_thread.run_sync(prepare)
-            store = cls(path, clock, seal, writer)
+            store = cls(path, clock, seal, writer, retention)
         except (sqlite3.Error, OSError) as error:
             raise unavailable(path, error) from error
         writer.start(store._pulse.beat)
@@ -181,7 +187,36 @@ class SqliteStore:
             for _ in range(TIDY_ROUNDS):  # each a job of its own: calls go between them
                 if await self.writer.run(sweep.tidy, now_ms) < sweep.CHUNK:
                     break
+            await self._retain(now_ms)
         return Swept(expired=tuple(expired), outcome_unknown=tuple(lost), leases=leases)
+
+    async def _retain(self, now_ms: int) -> None:
+        """Delete payloads that were kept long enough, and the oldest beyond the budget: some of each class."""
+        keeping, budget_ms = self._retention, 0
+        if keeping.budget_bytes:
+            budget_ms = await self._read(lambda db: payloads.over_budget(db, keeping.budget_bytes))
+        for parts, kept_ms in ((payloads.ARGUMENTS, keeping.arguments_ms), (payloads.SEALED, keeping.sealed_ms)):
+            aged_ms = now_ms - kept_ms if kept_ms else 0
+            before_ms, why = max((aged_ms, "age"), (budget_ms, "budget"))
+            for _ in range(TIDY_ROUNDS):
+                since_ms = self._retained_ms.get(parts[0], 0)
+                some = await self._read(lambda db, p=parts, s=since_ms, b=before_ms: payloads.due(db, p, s, b))
+                if some:
+                    call_ids = [call_id for call_id, _ in some]
+                    await self.writer.run(payloads.expire, (parts, call_ids, before_ms, now_ms, why))
+                self._retained_ms[parts[0]] = some[-1][1] if len(some) == payloads.CHUNK else max(since_ms, before_ms)
+                if len(some) < payloads.CHUNK:
+                    break
+
+    async def erase(self, subject: Subject, name: str, *, by: str, dry: bool = False) -> Erased:
+        calls, rows, after = 0, 0, ""
+        while True:
+            call_ids, still = await self._read(lambda db, a=after: payloads.of_subject(db, subject, name, a))
+            if not call_ids:
+                return Erased(calls, rows, still)
+            calls, after = calls + len(call_ids), call_ids[-1]
+            if not dry:
+                rows += await self.writer.run(payloads.erase, (subject, name, call_ids, self._clock.now_ms(), by))
 
     async def _bury_the_dead(self, now_ms: int) -> None:
         def find(db: sqlite3.Connection) -> list[str]:

@@ -31,6 +31,7 @@ from broker.model.principal import Principal
 from broker.model.question import By, Group
 from broker.model.quota import Charge, QuotaState
 from broker.model.sketch import Sketch
+from broker.model.statistics import CallSums, Judged, Seen, Span, Spent
 from broker.model.tool import Tool
 
 
@@ -387,6 +388,26 @@ class Store(Protocol):
     async def payload(self, call_id: str, *, by: str, via: str) -> bytes | None:
         """The sealed arguments of a call (canonical JSON), for an auditor; None when nothing is sealed. That it was
         read, and by whom, is an entry before it is told."""
+        ...
+
+    async def edge(self, query: InvocationQuery) -> str:
+        """The id of the oldest call that the query's `scan` lets be looked at; "" when it reaches the first of all."""
+        ...
+
+    async def call_sums(self, within: str, span: Span) -> CallSums:
+        """The calls of one tenant, slot by slot; of the newest, when there are too many to look at."""
+        ...
+
+    async def judged(self, within: str, since_ms: int) -> list[Judged]:
+        """Calls of one tenant that were held and changed since then, the last changed first, bounded."""
+        ...
+
+    async def spent(self, since_ms: int) -> list[Spent]:
+        """What was used of calendar quotas in windows that began since then, the newest first, bounded."""
+        ...
+
+    async def agents(self, within: str) -> list[Seen]:
+        """The agents of one tenant that called lately, by name."""
         ...
 
     async def held_arguments(self, call_id: str) -> bytes | None:

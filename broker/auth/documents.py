@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import anyio
-import httpx2
 import jiter
 
 from broker.model.address import is_loopback, is_loopback_url
+
+if TYPE_CHECKING:
+    import httpx2
 
 FETCH_S = 5.0
 DOCUMENT_BYTES = 262_144
@@ -76,6 +78,8 @@ class Documents:
             await self._client.aclose()
 
     async def _ask(self, method: str, url: str, **more: Any) -> tuple[int, dict[str, Any], Mapping[str, str]]:
+        import httpx2  # late: a broker without other issuers starts without it
+
         self._judge(url)
         if self._client is None:
             self._client = self._make_client()
@@ -117,6 +121,8 @@ def _is_link_local(host: str) -> bool:
 
 
 def http_client() -> httpx2.AsyncClient:
+    import httpx2  # late, as above
+
     return httpx2.AsyncClient(
         timeout=FETCH_S,
         follow_redirects=False,

@@ -10,10 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio
-import httpx2
 import jiter
 import structlog
 from anyio import to_thread
@@ -23,6 +22,9 @@ from joserfc.util import urlsafe_b64decode
 
 from broker.auth.documents import FETCH_S, Documents, UnreachableError
 from broker.ports import Directory
+
+if TYPE_CHECKING:
+    import httpx2
 
 UNKNOWN_KEY_S = 30.0  # between two looks for an unknown kid
 RETRY_S = 10.0  # between two looks while there are no keys at all

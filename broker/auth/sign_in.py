@@ -11,10 +11,9 @@ What must not live here: browser sessions (faces/console), what a person may do.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
-import httpx2
 import structlog
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,6 +26,9 @@ from broker.model.address import as_called
 from broker.model.signin import Attempt, Grant
 from broker.ports import Clock
 from broker.settings import ConsoleSettings, Issuer
+
+if TYPE_CHECKING:
+    import httpx2
 
 CALLBACK = "/console/callback"
 ID_TOKEN_TYPES = ("", "jwt")

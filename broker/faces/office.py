@@ -21,11 +21,13 @@ from typing import Any
 from urllib.parse import unquote
 
 import jiter
+from anyio import to_thread
 
 from broker.catalog.catalog import Entry, Shelf
 from broker.errors import Forbidden, UnknownHold
+from broker.model.directory import Client
 from broker.model.hold import Change, Hold
-from broker.model.invocation import Invocation, InvocationQuery
+from broker.model.invocation import Invocation, InvocationQuery, Sight
 from broker.model.principal import Principal, person
 from broker.model.question import By, Group
 from broker.model.quota import QuotaState
@@ -33,13 +35,14 @@ from broker.model.sketch import Sketch
 from broker.pipeline.desk import Desk
 from broker.pipeline.editing import changed
 from broker.pipeline.reviewers import names
-from broker.ports import Backend, Clock, QueueCount, Store
+from broker.ports import Backend, Clock, Directory, QueueCount, Store
 from broker.settings import Settings
 
-SCANNED = 2_000  # records looked through for one page of somebody who may see few of them
+SCANNED = 1_000  # records looked through for one page of somebody who may see few of them
 _PAGE = 500
 SCANNED_BUCKETS, _PAGE_OF_BUCKETS = 20_000, 1_000  # the same for quotas
 QUEUE_FILTERS = ("tool", "agent", "user", "rule")
+CONSOLE = "broker-console"  # the broker's own client is no agent
 
 Authenticate = Callable[[str | None, str], Awaitable[Principal]]
 """`Gatekeeper.authenticate`: (credential, door) -> who. Raises Unauthenticated; RecordUnavailable."""
@@ -93,12 +96,18 @@ class Office:
     backends: Mapping[str, Backend]
     clock: Clock
     authenticate: Authenticate
+    directory: Directory
 
     # ---------------------------------------------------------------------------------------------------- what is seen
 
     def oversees(self, who: Principal) -> bool:
         """Whether this person sees every record of his tenant."""
         return self.settings.hold.reviewer_scope in who.scopes
+
+    def must_oversee(self, who: Principal) -> None:
+        """Raises Forbidden."""
+        if not self.oversees(who):
+            raise Forbidden(f"This takes the scope {self.settings.hold.reviewer_scope}.")
 
     def sees(self, who: Principal, invocation: Invocation) -> bool:
         if invocation.tenant != who.tenant:
@@ -135,7 +144,8 @@ class Office:
         query = replace(query, within=who.tenant)
         if self.oversees(who):
             found = await self.store.invocations(replace(query, limit=query.limit + 1))
-            return _cut(found, query.limit)
+            page = _cut(found, query.limit)
+            return page if page.next or not query.scan else Page(page.items, await self.store.edge(query))
         seen: list[Invocation] = []
         going = "after" if query.after else "before"
         for _ in range(SCANNED // _PAGE):
@@ -156,11 +166,9 @@ class Office:
             counts = await self.store.queue_counts(InvocationQuery(within=who.tenant))
             found = await self.store.queue(replace(query, limit=query.limit + 1))
             return _queue(query, counts, found)
-        seen = [
-            one
-            for one in await self.store.queue(InvocationQuery(within=who.tenant, limit=SCANNED))
-            if self.sees(who, one)
-        ]
+        sight = Sight(who.key, who.issuer, (*sorted(who.scopes), *sorted(who.groups)))
+        found = await self.store.queue(InvocationQuery(within=who.tenant, limit=SCANNED, sight=sight))
+        seen = [one for one in found if self.sees(who, one)]
         counts = [QueueCount(one.tool, one.agent, one.user, one.rule, 1) for one in seen]
         fits = [one for one in seen if all(getattr(one, name) == value for name, value in _chosen(query).items())]
         ids = [one.call_id for one in fits]
@@ -228,6 +236,24 @@ class Office:
         if self.oversees(who):
             return True
         return keys.get("agent") == person(who.agent) or (bool(who.user) and keys.get("user") == person(who.user))
+
+    def counts(self, who: Principal, bucket: str) -> bool:
+        """Whether what is used of this bucket of a quota is for this person to see."""
+        return self._counts(who, _keys(bucket))
+
+    async def clients(self, who: Principal) -> list[Client]:
+        """The agents that are registered here for his tenant. Raises Forbidden."""
+        self.must_oversee(who)
+        found = await to_thread.run_sync(self.directory.clients)
+        return [client for client in found if client.tenant == who.tenant and client.client_id != CONSOLE]
+
+    async def as_agent(self, who: Principal, name: str) -> Principal:
+        """A registered agent as it stands when it acts for itself. Raises Forbidden."""
+        client = next((one for one in await self.clients(who) if one.client_id == name), None)
+        if client is None:
+            raise Forbidden(f"There is no agent {name[:64]!r} here for you.")
+        scopes = self.shelf.current.all_scopes if client.scopes is None else client.scopes
+        return Principal(client.client_id, tenant=client.tenant, scopes=scopes, groups=client.groups)
 
     def offered(self, who: Principal) -> list[Offered]:
         """The tools that exist for this caller, those it may not call yet with what it lacks."""

@@ -188,6 +188,16 @@ class Invocation:
 
 
 @dataclass(frozen=True, slots=True)
+class Sight:
+    """Somebody's eyes. Everything he may see passes, and little else: his own calls, and holds that name one of these
+    scopes or groups."""
+
+    principal_key: str
+    issuer: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class InvocationQuery:
     """Filters of `broker log`; unset ones do not filter. Newest first; oldest first when `after` (a call id) is set."""
 
@@ -200,6 +210,7 @@ class InvocationQuery:
     rule: str = ""
     code: str = ""
     principal_key: str = ""
+    trace_id: str = ""
     since_ms: int = 0
     until_ms: int = 0
     after: str = ""
@@ -208,6 +219,8 @@ class InvocationQuery:
     macs: tuple[bytes, ...] = ()  # only calls with an argument of one of these, see ports.Store.mac
     held_only: bool = False  # only calls that were held at some time
     limit: int = 100
+    scan: int = 0  # look at so many calls at most, the newest before `before`; 0: at all
+    sight: Sight | None = None  # held calls: a first sieve, before it is judged who may see them
     oldest_first: bool = False
     where: tuple[Condition, ...] = ()  # on arguments that are kept in clear, all of them
     words: str = ""  # all in the arguments that are kept in clear; a word that ends with * stands for its beginnings

@@ -18,7 +18,6 @@ from anyio import to_thread
 from broker import __version__, verifier
 from broker.assembly import Broker
 from broker.auth import challenge, local, metadata
-from broker.auth.sign_in import IssuerSignIn
 from broker.authserver import console_sign_in, routes, unsafe
 from broker.errors import ConfigurationError, Problem, SettingsError
 from broker.faces import web
@@ -178,6 +177,8 @@ async def _console(broker: Broker) -> AsyncGenerator[Console | None]:
     external = next((one for one in settings.auth.issuers if one.issuer == settings.console.issuer), None)
     async with AsyncExitStack() as stack:
         if external is not None:
+            from broker.auth.sign_in import IssuerSignIn  # late: few brokers need it, and an HTTP client with it
+
             issuer = IssuerSignIn(settings.console, external, clock=broker.clock, base_url=broker.where.base_url)
             stack.push_async_callback(issuer.aclose)
         else:
@@ -215,6 +216,7 @@ def _office(broker: Broker) -> Office:
         backends=broker.backends,
         clock=broker.clock,
         authenticate=broker.gatekeeper.authenticate,
+        directory=broker.directory,
     )
 
 

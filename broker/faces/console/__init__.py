@@ -12,7 +12,9 @@ PAGES: Mapping[str, tuple[str, str]] = {
     "/console/calls": ("Calls", "broker.faces.console.pages.calls:show"),
     "/console/catalog": ("Catalog", "broker.faces.console.pages.catalog:show"),
     "/console/quotas": ("Quotas", "broker.faces.console.pages.quotas:show"),
+    "/console/agents": ("Agents", "broker.faces.console.pages.agents:show"),
     "/console/backends": ("Backends", "broker.faces.console.pages.backends:show"),
+    "/console/insight": ("Insight", "broker.faces.console.pages.insight:show"),
     "/console/record": ("Record", "broker.faces.console.pages.record:show"),
 }
 """Path → its name in the navigation, and "module:function": (Visit) -> Response."""

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 from typing import Any, cast
+from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -38,6 +39,9 @@ STATIC: Mapping[str, str] = {
     "htmx.min.js": "text/javascript; charset=utf-8",
     "console.js": "text/javascript; charset=utf-8",
     "pico.min.css": "text/css; charset=utf-8",
+    "charts.js": "text/javascript; charset=utf-8",
+    "uplot.min.js": "text/javascript; charset=utf-8",
+    "uplot.min.css": "text/css; charset=utf-8",
     "console.css": "text/css; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
@@ -60,7 +64,8 @@ def environment() -> Environment:
         finalize=_shown,
     )
     filters = cast("dict[str, Any]", made.filters)  # typed as Jinja's own filters only
-    filters.update(span=span, stamp=_stamp, room=_room, count=count, who=who, why=why)
+    cast("dict[str, Any]", made.globals)["link"] = _link
+    filters.update(figure=_figure, span=span, stamp=_stamp, room=_room, count=count, who=who, why=why)
     return made
 
 
@@ -76,6 +81,16 @@ def static(name: str) -> bytes:
 
 def _room(state: QuotaState) -> str:
     return room(state.left, state.limit, state.unit)
+
+
+def _link(path: str, **query: str) -> str:
+    """A path of ours with these values, however they are spelled, in its query."""
+    return f"{path}?{urlencode(query)}"
+
+
+def _figure(value: float) -> str:
+    """A number in a table: as many decimals as say something."""
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:,.2f}"
 
 
 def _stamp(at_ms: int) -> str:

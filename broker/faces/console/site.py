@@ -81,6 +81,8 @@ class Console:
             Route("/console/record", self._page(_load(PAGES["/console/record"][1])), methods=["POST"]),
             Route("/console/holds/{id}", self._page(_load(f"{hold}:show")), methods=["GET"]),
             Route("/console/holds/{id}/{decision:str}", self._decision(_load(f"{hold}:decide")), methods=["POST"]),
+            Route("/console/calls.json", self._page(_load(f"{call}:as_json")), methods=["GET"]),
+            Route("/console/calls.csv", self._page(_load(f"{call}:as_csv")), methods=["GET"]),
             Route("/console/calls/{id}", self._page(_load(f"{call}:one")), methods=["GET"]),
             Route("/console/events", self._page(self._events), methods=["GET"]),
             Route("/console/sign-in", self._told(self._sign_in), methods=["GET"]),

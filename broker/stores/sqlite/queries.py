@@ -36,6 +36,7 @@ _EQUAL = {  # filter of InvocationQuery -> its column
     "rule": "i.rule",
     "code": "i.code",
     "principal_key": "i.principal_key",
+    "trace_id": "i.trace_id",
 }
 
 
@@ -86,6 +87,24 @@ def source_of(db: sqlite3.Connection, query: InvocationQuery) -> str:
     return "invocation i"
 
 
+_BEFORE = "(select id from invocation where call_id = ?)"
+_EDGE = "select call_id, id = (select min(id) from invocation) from invocation"
+_NEWEST = "(select max(id) + 1 from invocation)"
+
+
+def edge(db: sqlite3.Connection, query: InvocationQuery) -> str:
+    """See ports.Store.edge."""
+    floor, values = _floor(query)
+    row = db.execute(f"{_EDGE} where id >= {floor} order by id limit 1", values).fetchone()
+    return "" if row is None or row[1] else row[0]
+
+
+def _floor(query: InvocationQuery) -> tuple[str, list[Any]]:
+    """The lowest id that may be looked at."""
+    newest, values = (_BEFORE, [query.before]) if query.before else (_NEWEST, [])
+    return f"{newest} - ?", [*values, query.scan]
+
+
 def where(query: InvocationQuery) -> tuple[list[str], list[Any]]:
     """The filters as conditions on `invocation i`, at least one, and their values."""
     where, values = ["1 = 1"], list[Any]()
@@ -113,6 +132,10 @@ def where(query: InvocationQuery) -> tuple[list[str], list[Any]]:
     if query.after:
         where.append("i.id > (select id from invocation where call_id = ?)")
         values.append(query.after)
+    if query.scan:
+        floor, bound = _floor(query)
+        where.append(f"i.id >= {floor}")
+        values.extend(bound)
     if query.before:
         where.append("i.id < (select id from invocation where call_id = ?)")
         values.append(query.before)

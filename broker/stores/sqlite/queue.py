@@ -6,11 +6,12 @@ held calls bound each question. Whole records are read for the few that are show
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from dataclasses import replace
 from typing import Any
 
-from broker.model.invocation import Invocation, InvocationQuery
+from broker.model.invocation import Invocation, InvocationQuery, Sight
 from broker.ports import QueueCount
 from broker.stores.sqlite import queries
 
@@ -24,6 +25,10 @@ _AFTER = "(h.expires_at_ms, i.call_id) > (select expires_at_ms, call_id from hol
 def queue(db: sqlite3.Connection, query: InvocationQuery) -> list[Invocation]:
     """See ports.Store.queue."""
     where, values = queries.where(replace(query, after=""))
+    if query.sight is not None:
+        condition, names = _sieve(query.sight)
+        where.append(condition)
+        values.extend(names)
     if query.after:
         where.append(_AFTER)
         values.append(query.after)
@@ -31,6 +36,13 @@ def queue(db: sqlite3.Connection, query: InvocationQuery) -> list[Invocation]:
         f"select i.call_id {_FROM} where {_HELD} and {' and '.join(where)} order by h.expires_at_ms, i.call_id limit ?"
     )
     return _whole(db, sql, (*values, query.limit))
+
+
+def _sieve(sight: Sight) -> tuple[str, list[str]]:
+    named = ['instr(h.scopes || h."groups" || h.terms, ?) > 0'] * len(sight.names)
+    own = "i.principal_key = ? or (i.issuer = ? and i.\"user\" <> '')"
+    quoted = [json.dumps(name, ensure_ascii=False) for name in sight.names]
+    return f"({' or '.join([own, *named])})", [sight.principal_key, sight.issuer, *quoted]
 
 
 def counts(db: sqlite3.Connection, query: InvocationQuery) -> list[QueueCount]:

@@ -24,6 +24,7 @@ from broker.model.invocation import OPEN, Admission, Intent, Invocation, Invocat
 from broker.model.ledger import Erased, Heads, Retention, Subject
 from broker.model.question import By, Group
 from broker.model.quota import Charge, QuotaState
+from broker.model.statistics import CallSums, Judged, Seen, Span, Spent
 from broker.ports import Claimed, Clock, Collected, HeldParts, Load, OpenCalls, QueueCount, Swept
 from broker.stores.sqlite import (
     admission,
@@ -36,6 +37,7 @@ from broker.stores.sqlite import (
     questions,
     queue,
     spent,
+    statistics,
     sweep,
 )
 from broker.stores.sqlite import quota as quotas
@@ -275,6 +277,21 @@ class SqliteStore:
         if clear is not None:
             await self.writer.run(payloads.read, (call_id, self._clock.now_ms(), by, via))
         return clear
+
+    async def edge(self, query: InvocationQuery) -> str:
+        return await self._read(lambda db: queries.edge(db, query))
+
+    async def call_sums(self, within: str, span: Span) -> CallSums:
+        return await self._read(lambda db: statistics.calls(db, within, span))
+
+    async def judged(self, within: str, since_ms: int) -> list[Judged]:
+        return await self._read(lambda db: statistics.judged(db, within, since_ms))
+
+    async def spent(self, since_ms: int) -> list[Spent]:
+        return await self._read(lambda db: statistics.spent(db, since_ms))
+
+    async def agents(self, within: str) -> list[Seen]:
+        return await self._read(lambda db: statistics.agents(db, within))
 
     async def held_arguments(self, call_id: str) -> bytes | None:
         return await self._read(lambda db: self._unsealed(db, call_id, "arguments"))

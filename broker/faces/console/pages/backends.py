@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from broker.errors import Forbidden
 from broker.faces.console.visit import Visit
 
 
 async def show(visit: Visit) -> Response:
-    if not visit.office.oversees(visit.who):
-        raise Forbidden(f"This page takes the scope {visit.office.settings.hold.reviewer_scope}.")
+    visit.office.must_oversee(visit.who)
     order = {"down": 0, "degraded": 1, "starting": 2, "up": 3}
     entries = visit.office.shelf.current.entries.values()
     backends = sorted(visit.office.backends.values(), key=lambda one: (order[one.health.state], one.name))

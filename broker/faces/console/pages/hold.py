@@ -9,8 +9,11 @@ from broker.faces.console import rendering
 from broker.faces.console.visit import Visit
 from broker.faces.text import rendered
 from broker.faces.words import timeline
-from broker.model.invocation import Invocation, InvocationQuery
+from broker.model.invocation import Invocation, InvocationQuery, State
 
+OTHERS = 5
+SCAN = 10_000  # calls looked at for what the agent did before
+JUDGED: tuple[State, ...] = ("rejected", "expired", "withdrawn", "succeeded", "failed", "outcome_unknown")
 LINES = 200  # of arguments before the page asks whether to show all of them
 
 
@@ -54,22 +57,27 @@ async def _page(visit: Visit, found: Invocation, *, problem: str = "", status: i
         objection=office.objection(visit.who, found.hold) if found.state == "held" else "",
         steps=timeline(found),
         problem=problem,
-        before=await _others(visit, found, InvocationQuery(agent=found.agent, before=found.call_id, limit=6)),
-        similar=await _others(
-            visit,
-            found,
-            InvocationQuery(
-                tool=found.tool,
-                held_only=True,
-                states=("rejected", "expired", "withdrawn", "succeeded", "failed", "outcome_unknown"),
-                limit=6,
-            ),
-        ),
+        before=await _before(visit, found),
+        similar=[one for one in await _similar(visit, found) if one.call_id != found.call_id][:OTHERS],
         reviewers=[f"scope {scope}" for scope in found.hold.scopes] + [f"group {group}" for group in found.hold.groups]
         or [f"scope {office.settings.hold.reviewer_scope}"],
     )
 
 
-async def _others(visit: Visit, found: Invocation, query: InvocationQuery) -> list[Invocation]:
-    page = await visit.office.page(visit.who, query)
-    return [one for one in page.items if one.call_id != found.call_id][:5]
+async def _before(visit: Visit, found: Invocation) -> list[Invocation]:
+    """What the agent did before this for the same person, in the same task where its calls name one (their trace)."""
+    query = InvocationQuery(
+        principal_key=found.principal_key,
+        agent=found.agent,
+        trace_id=found.trace_id,
+        before=found.call_id,
+        limit=OTHERS,
+        scan=SCAN,
+    )
+    return list((await visit.office.page(visit.who, query)).items)
+
+
+async def _similar(visit: Visit, found: Invocation) -> list[Invocation]:
+    """What people decided on calls of this tool that the same rule held."""
+    query = InvocationQuery(tool=found.tool, rule=found.rule, states=JUDGED, limit=OTHERS + 1)
+    return await visit.office.held_lately(visit.who, query)

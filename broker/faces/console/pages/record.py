@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from broker.errors import Forbidden
 from broker.faces.console.visit import Visit
 
 
 async def show(visit: Visit) -> Response:
-    if not visit.office.oversees(visit.who):
-        raise Forbidden(f"This page takes the scope {visit.office.settings.hold.reviewer_scope}.")
+    visit.office.must_oversee(visit.who)
     found = await visit.verify() if visit.request.method == "POST" else None
     return await visit.page("record.html", found=found)

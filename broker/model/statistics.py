@@ -1,0 +1,66 @@
+"""Sums over records as people's charts show them, in slots of equal length. All times are milliseconds, UTC."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """From since_ms on, in so many slots of step_ms."""
+
+    since_ms: int
+    step_ms: int
+    slots: int
+
+    def starts(self) -> list[int]:
+        return [self.since_ms + number * self.step_ms for number in range(self.slots)]
+
+
+@dataclass(frozen=True, slots=True)
+class CallSlot:
+    """Calls that began in a slot: how many by state, and how long their dispatch took (0 when none was)."""
+
+    states: Mapping[str, int]
+    p50_us: int = 0
+    p95_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CallSums:
+    """looked_from_ms: since when calls were looked at, later than the span when there were more than are looked at."""
+
+    slots: tuple[CallSlot, ...]
+    looked_from_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A call that was held: when it was asked, when a person decided (0: nobody did), how it stands."""
+
+    at_ms: int
+    decided_at_ms: int
+    state: str
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What was used of a quota in one of its calendar windows, by one bucket."""
+
+    quota: str
+    bucket: str
+    unit: str
+    limit: int
+    starts_at_ms: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An agent as the records know it: its last call."""
+
+    agent: str
+    call_id: str
+    at_ms: int

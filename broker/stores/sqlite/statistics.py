@@ -1,0 +1,77 @@
+"""Sums for people's charts, asked of one tenant. Read only, and bounded: each question looks at a fixed number of the
+newest rows at most, however many there are, and what it could not look at is said.
+
+No counters are kept for this on the way of a call: a chart that somebody looks at now and then is not worth a write.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+
+from broker.model.statistics import CallSlot, CallSums, Judged, Seen, Span, Spent
+
+CALLS = 25_000
+LATELY = 10_000  # calls among which an agent called lately
+HELD = 20_000
+WINDOWS = 5_000
+AGENTS = 200
+
+_NEWEST = "select coalesce(max(id), 0) from invocation"
+# `+` keeps the planner from an index by time, whose rows lie all over the file.
+_CALLS = """select (i.at_ms - ?1) / ?2, i.state, json_extract(i.laps_us, '$.dispatch') from invocation i
+    where i.id > ?3 and +i.at_ms >= ?1 and +i.tenant = ?4"""
+_OLDEST = "select at_ms from invocation where id > ? order by id limit 1"
+_HELD = """select i.at_ms, h.reviewed_at_ms, i.state, i.rule from invocation i indexed by invocation_held
+    join hold h on h.call_id = i.call_id
+    where i.held = 1 and i.tenant = ? and i.changed_at_ms >= ? order by i.changed_at_ms desc limit ?"""
+_SPENT = """select quota, bucket, unit, most, starts_at_ms, used + reserved from quota_counter
+    where kind in ('count', 'cost') and starts_at_ms >= ? and used + reserved > 0 order by starts_at_ms desc limit ?"""
+_NAMES = """with recursive name (agent) as (
+        select min(agent) from invocation
+        union all select (select min(agent) from invocation where agent > name.agent) from name where agent is not null)
+    select agent from name where agent is not null limit ?"""
+_LAST = """select call_id, at_ms from invocation indexed by invocation_agent
+    where agent = ? and +tenant = ? and id > ? order by id desc limit 1"""
+
+
+def calls(db: sqlite3.Connection, within: str, span: Span) -> CallSums:
+    """See ports.Store.call_sums."""
+    (newest,) = db.execute(_NEWEST).fetchone()
+    floor = max(0, newest - LATELY)
+    states: list[Counter[str]] = [Counter() for _ in range(span.slots)]
+    took = [list[int]() for _ in range(span.slots)]
+    for number, state, dispatch_us in db.execute(_CALLS, (span.since_ms, span.step_ms, floor, within)):
+        slot = int(number)
+        if slot < span.slots:
+            states[slot][state] += 1
+            if dispatch_us is not None:
+                took[slot].append(int(dispatch_us))
+    oldest = db.execute(_OLDEST, (floor,)).fetchone() if floor else None
+    slots = (CallSlot(one, *_percentiles(sorted(us))) for one, us in zip(states, took, strict=True))
+    return CallSums(tuple(slots), max(span.since_ms, oldest[0]) if oldest else span.since_ms)
+
+
+def _percentiles(ordered: list[int]) -> tuple[int, int]:
+    return (ordered[len(ordered) // 2], ordered[len(ordered) * 95 // 100]) if ordered else (0, 0)
+
+
+def judged(db: sqlite3.Connection, within: str, since_ms: int) -> list[Judged]:
+    """See ports.Store.judged."""
+    return [Judged(*row) for row in db.execute(_HELD, (within, since_ms, HELD))]
+
+
+def spent(db: sqlite3.Connection, since_ms: int) -> list[Spent]:
+    """See ports.Store.spent."""
+    return [Spent(*row) for row in db.execute(_SPENT, (since_ms, WINDOWS))]
+
+
+def agents(db: sqlite3.Connection, within: str) -> list[Seen]:
+    """See ports.Store.agents."""
+    (newest,) = db.execute(_NEWEST).fetchone()
+    found: list[Seen] = []
+    for (name,) in db.execute(_NAMES, (AGENTS,)).fetchall():
+        last = db.execute(_LAST, (name, within, newest - CALLS)).fetchone()
+        if last is not None:
+            found.append(Seen(name, *last))
+    return found

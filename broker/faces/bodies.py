@@ -18,11 +18,11 @@ VALUE_CHARS = 4096
 FIELDS = 32
 
 
-async def form(request: Request) -> dict[str, str]:
-    """The fields of a form. Raises Malformed."""
+async def form(request: Request, *, chars: int = VALUE_CHARS) -> dict[str, str]:
+    """The fields of a form, none longer than `chars`. Raises Malformed."""
     _expect(request, "application/x-www-form-urlencoded")
     try:
-        return _fields((await _body(request)).decode("ascii"))
+        return _fields((await _body(request)).decode("ascii"), chars)
     except UnicodeDecodeError:
         raise Malformed("The form is not properly encoded.") from None
 
@@ -65,7 +65,7 @@ def _only(given: Collection[str], known: Collection[str]) -> None:
         )
 
 
-def _fields(encoded: str) -> dict[str, str]:
+def _fields(encoded: str, chars: int = VALUE_CHARS) -> dict[str, str]:
     try:
         pairs = parse_qsl(encoded, keep_blank_values=True, errors="strict", max_num_fields=FIELDS)
     except ValueError:
@@ -73,8 +73,8 @@ def _fields(encoded: str) -> dict[str, str]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         raise Malformed("A parameter is there twice.")
-    if any(len(value) > VALUE_CHARS or "\x00" in value for value in fields.values()):
-        raise Malformed(f"A parameter is longer than {VALUE_CHARS} characters, or holds a NUL.")
+    if any(len(value) > chars or "\x00" in value for value in fields.values()):
+        raise Malformed(f"A parameter is longer than {chars} characters, or holds a NUL.")
     return fields
 
 

@@ -193,3 +193,34 @@ async def test_the_keys_lead_to_the_filters_and_tell_what_they_are(house: House,
         await expect(rita.page.locator("h1")).to_have_text("4 calls to decide")
         await expect(rita.page.locator("[data-card]")).to_have_count(2)  # what is new is filtered too
         assert rita.strange == []
+
+
+async def test_a_reviewer_changes_the_arguments_sees_the_difference_and_the_agent_is_told(
+    house: House, browser: Browser
+) -> None:
+    hold_id = await house.held("orders_refund", {**refund(120, "late \u202etxt"), "more": {"kept": "as it is"}})
+    async with window(browser, house) as rita:
+        await rita.sign_in("rita", f"/console/holds/{hold_id}")
+        await rita.page.click("text=Change the arguments")
+        written = await rita.page.input_value("#arguments")
+        assert "\u202e" not in written and "\\u202e" in written
+        await rita.page.fill("#arguments", "not JSON")
+        await rita.page.click("text=See what would change")
+        assert "The arguments are not JSON" in await rita.text()
+        await rita.page.click("text=Change the arguments")
+        await rita.page.fill("#arguments", written.replace("120", "60"))
+        await rita.page.click("text=See what would change")
+        assert "amount changed 120 60" in " ".join((await rita.page.inner_text(".diff tbody")).split())
+        assert await rita.page.locator(".diff tbody tr").count() == 1  # what came back from the form means the same
+        await rita.page.click("text=Approve as changed: run orders_refund now")
+        await rita.page.wait_for_selector("#hold[data-state=succeeded]")
+        told = await rita.text()
+        assert "changed before approving" in told and "rita@" in told
+        answer = await perform(
+            house.broker,
+            "broker_held_call",
+            {"id": hold_id},
+            agent(user="ann", scopes=["notes.write"], issuer="settings"),
+        )
+        assert "60" in str(answer.content)
+        assert rita.strange == []

@@ -14,10 +14,10 @@ from typing import Any, cast
 from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from starlette.responses import Response
 
-from broker.faces.text import safe
+from broker.faces.text import rendered, safe, safe_json
 from broker.faces.words import count, span, who, why
 from broker.model.quota import QuotaState, room
 
@@ -65,7 +65,17 @@ def environment() -> Environment:
     )
     filters = cast("dict[str, Any]", made.filters)  # typed as Jinja's own filters only
     cast("dict[str, Any]", made.globals)["link"] = _link
-    filters.update(figure=_figure, span=span, stamp=_stamp, room=_room, count=count, who=who, why=why)
+    filters.update(
+        exactly=_exactly,
+        tojson_text=_json_text,
+        figure=_figure,
+        span=span,
+        stamp=_stamp,
+        room=_room,
+        count=count,
+        who=who,
+        why=why,
+    )
     return made
 
 
@@ -86,6 +96,17 @@ def _room(state: QuotaState) -> str:
 def _link(path: str, **query: str) -> str:
     """A path of ours with these values, however they are spelled, in its query."""
     return f"{path}?{urlencode(query)}"
+
+
+def _json_text(value: Any) -> str:
+    """A value as JSON on one line, cut where it is long, and says so."""
+    return " ".join(line.strip() for line in rendered(value, cut=500))
+
+
+def _exactly(text: str) -> Markup:
+    """JSON that comes back to us from a form: it must mean the same then, so what cannot be seen is written with JSON's
+    own escapes and not with ours."""
+    return escape(safe_json(text))
 
 
 def _figure(value: float) -> str:

@@ -137,13 +137,13 @@ class Console:
         page = self._page(decide)
 
         async def answered(request: Request) -> Response:
-            known = request.path_params["decision"] in ("approve", "deny")
+            known = request.path_params["decision"] in ("approve", "deny", "edit")
             return await page(request) if known else await self._told(self._nothing)(request)
 
         return answered
 
     async def _form(self, request: Request, session: Session) -> dict[str, str]:
-        form = await bodies.form(request)
+        form = await bodies.form(request, chars=bodies.BODY_BYTES)
         if not self._sessions.is_ours(request, session, form.get("csrf", "")):
             raise Malformed("This form did not come from a page of this console, or is out of date.")
         return form

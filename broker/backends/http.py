@@ -14,6 +14,7 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Self, cast
 
 import anyio
@@ -386,7 +387,17 @@ def _named(placed: Placed, call: Call) -> dict[str, str]:
 
 def _by_name(headers: Mapping[str, str]) -> dict[str, Header]:
     """As they go out, by name in lower case, so that a later mapping replaces what an earlier one says."""
-    return {name.lower(): (name.encode(), value.encode("latin-1")) for name, value in headers.items()}
+    named: dict[str, Header] = {}
+    for name, value in headers.items():
+        lower, encoded = _spelled(name)
+        named[lower] = (encoded, value.encode("latin-1"))
+    return named
+
+
+@lru_cache(maxsize=1024)
+def _spelled(name: str) -> tuple[str, bytes]:
+    """The names are those of manifests and our own, the same for every call."""
+    return name.lower(), name.encode()
 
 
 def _text(text: str, status: str) -> Answer:

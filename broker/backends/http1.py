@@ -46,9 +46,9 @@ class Http1(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_chunked", "_fault", "_framing", "_given", "_held", "_loop", "_no_body", "_parser", "_paused", "_pieces",
-        "_reusable", "_state", "_transport", "_until_close", "_waiter", "_with_length", "headers", "heard", "idle_at",
-        "keep_s", "status",
+        "_chunked", "_deadline", "_fault", "_framing", "_given", "_held", "_loop", "_no_body", "_parser", "_paused",
+        "_pieces", "_reusable", "_state", "_timer", "_transport", "_until_close", "_waiter", "_with_length", "headers",
+        "heard", "idle_at", "keep_s", "status",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, keep_s: float) -> None:
@@ -62,6 +62,8 @@ class Http1(asyncio.Protocol):
         self._paused = False
         self.keep_s = keep_s
         self.idle_at = 0.0
+        self._deadline: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._begin(no_body=False)
 
     def _begin(self, *, no_body: bool) -> None:
@@ -137,9 +139,25 @@ class Http1(asyncio.Protocol):
         self.idle_at = self._loop.time()
         return True
 
-    def expire(self) -> None:
-        """The deadline has passed."""
-        self._fail("late", "it did not answer in time")
+    def keep_until(self, deadline: float | None) -> None:
+        """By when, in the loop's time, the request under way has to be answered whole; None: there is none, or it may
+        take for ever. The timer of an earlier request is left to run and looks again when it goes off, because setting
+        and cancelling one costs each call more.
+        """
+        self._deadline = deadline
+        if deadline is not None and (self._timer is None or self._timer.when() > deadline):
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(deadline, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._deadline is None or self._state == "dead":
+            return
+        if self._loop.time() < self._deadline:
+            self._timer = self._loop.call_at(self._deadline, self._look)
+        else:
+            self._fail("late", "it did not answer in time")
 
     def abort(self) -> None:
         """End the connection at once."""
@@ -204,6 +222,9 @@ class Http1(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended(clean=exc is None)
         self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         # The parser holds our bound methods, and a cycle through C waits for the collector.
         del self._parser
 

@@ -51,16 +51,13 @@ _KEEP_ALIVE = re.compile(rb"(?i)(?:^|[,\s])timeout=(\d{1,6})")
 class Response:
     """An answer whose head is here. raw_headers: as they came, names in lower case. Read it to its end or close it."""
 
-    __slots__ = ("_connection", "_endless", "_exchange", "_inflater", "_timer", "_upstream", "raw_headers", "status")
+    __slots__ = ("_connection", "_endless", "_exchange", "_inflater", "_upstream", "raw_headers", "status")
 
-    def __init__(
-        self, upstream: Upstream, connection: Http1, exchange: Exchange | None, timer: asyncio.TimerHandle | None
-    ) -> None:
+    def __init__(self, upstream: Upstream, connection: Http1, exchange: Exchange | None) -> None:
         """Raises Cut for a Content-Encoding we did not ask for."""
         self._upstream = upstream
         self._connection: Http1 | None = connection
         self._exchange = exchange
-        self._timer = timer
         self._inflater: Inflater | None = None
         self.status = connection.status
         self.raw_headers = connection.headers
@@ -135,7 +132,7 @@ class Response:
         """Give the connection back, or end it when the answer has not come to its end. Twice is harmless."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            self._upstream.done_with(connection, self._timer)
+            self._upstream.done_with(connection)
 
     def _check(self, size: int) -> None:
         if size > self._upstream.cap and not self._endless:
@@ -204,16 +201,15 @@ class Upstream:
         request = self._request(method, target, headers, body, exchange)
         await self._enter(exchange)
         try:
-            connection, timer = await self._answered(request, exchange, no_body=method == "HEAD")
+            connection = await self._answered(request, exchange, no_body=method == "HEAD")
         except BaseException:
             self._room.release()
             raise
-        return Response(self, connection, exchange, timer)
+        return Response(self, connection, exchange)
 
-    def done_with(self, connection: Http1, timer: asyncio.TimerHandle | None) -> None:
+    def done_with(self, connection: Http1) -> None:
         """Keep the connection for another request when it can carry one. For `Response`, once."""
-        if timer is not None:
-            timer.cancel()
+        connection.keep_until(None)
         self._used.discard(connection)
         self._room.release()
         if self._closed:
@@ -262,10 +258,8 @@ class Upstream:
             if waiting.cancelled_caught:
                 raise self._unsent(exchange, "no connection came free in time") from None
 
-    async def _answered(
-        self, request: bytes, exchange: Exchange | None, *, no_body: bool
-    ) -> tuple[Http1, asyncio.TimerHandle | None]:
-        """A connection on which the head of the answer has come, and the timer of its deadline."""
+    async def _answered(self, request: bytes, exchange: Exchange | None, *, no_body: bool) -> Http1:
+        """A connection on which the head of the answer has come. Its deadline goes on until the answer is taken."""
         kept = self._kept()
         connection = kept or await self._connected(exchange)
         try:
@@ -280,25 +274,20 @@ class Upstream:
         except Fault as fault:
             raise self._unanswered(fault, exchange) from None
 
-    async def _tried(
-        self, connection: Http1, request: bytes, exchange: Exchange | None, *, no_body: bool
-    ) -> tuple[Http1, asyncio.TimerHandle | None]:
+    async def _tried(self, connection: Http1, request: bytes, exchange: Exchange | None, *, no_body: bool) -> Http1:
         """Send it on this connection. Raises Fault."""
-        timer = None
         self._used.add(connection)
         try:
             if exchange is not None:
-                timer = asyncio.get_running_loop().call_at(_until(exchange), connection.expire)
+                connection.keep_until(_until(exchange))
                 exchange.left = True
             connection.send(request, no_body=no_body)
             await connection.head()
         except BaseException:
             self._used.discard(connection)
-            if timer is not None:
-                timer.cancel()
             connection.abort()
             raise
-        return connection, timer
+        return connection
 
     async def _connected(self, exchange: Exchange | None) -> Http1:
         """A fresh connection."""

@@ -90,8 +90,11 @@ class Tally:
         _count(self.turned_away, kind)
 
     def _time(self, call: Call) -> None:
-        for stage, took_us in call.laps_us.items():
-            self._spread(self.stages, stage).add(took_us)
+        stages = self.stages
+        for stage, took_us in call.laps_us.items():  # as `Spread.add`, whose call would cost more than its work
+            spread = stages.get(stage) or self._spread(stages, stage)
+            spread.counts[bisect_left(BOUNDS_US, took_us)] += 1
+            spread.sum_us += took_us
 
     @staticmethod
     def _spread(spreads: dict[str, Spread], name: str) -> Spread:

@@ -251,6 +251,29 @@ async def test_a_late_answer_is_cut_off_at_the_deadline_whoever_waits_for_it() -
         assert isinstance(cut.value.error, TimedOut)
 
 
+async def test_each_request_on_a_kept_connection_has_its_own_deadline() -> None:
+    """The timer of an earlier one, which is left to run, neither cuts a later one off nor lets it wait."""
+
+    async def script(stream: SocketStream, _: int) -> None:
+        await server.request(stream)
+        await stream.send(LATE + b"Content-Length: 1\r\n\r\n1")
+        await server.request(stream)
+        await anyio.sleep(0.3)  # beyond the deadline of the first
+        await stream.send(LATE + b"Content-Length: 1\r\n\r\n2")
+        await server.request(stream)
+        await anyio.sleep_forever()
+
+    server = Server(script)
+    async with upstream(server) as peer:
+        with anyio.fail_after(5):
+            assert await ask(peer, asked=Exchange(anyio.current_time() + 0.2, is_exact=True)) == b"1"
+            assert await ask(peer, asked=exchange(60)) == b"2"
+            with pytest.raises(Cut) as cut:
+                await ask(peer, asked=exchange(0.1))
+        assert isinstance(cut.value.error, TimedOut)
+    assert server.connections == 1
+
+
 async def test_connections_are_bounded_and_a_cancelled_request_frees_its_own() -> None:
     async def script(stream: SocketStream, number: int) -> None:
         await server.request(stream)

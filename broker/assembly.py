@@ -26,10 +26,12 @@ from broker.checkpoint import Checkpointer
 from broker.errors import RecordUnavailable
 from broker.model.invocation import Invocation
 from broker.model.ledger import Retention
+from broker.notifiers import NOTIFIERS
 from broker.pipeline.call import Pipeline
 from broker.pipeline.desk import Desk
+from broker.pipeline.notices import Notices
 from broker.pipeline.runner import Runner
-from broker.ports import Backend, BackendKind, Clock, Directory, Secrets, Store
+from broker.ports import Backend, BackendKind, Clock, Directory, Notifier, Secrets, Store
 from broker.reconciler import Reconciler
 from broker.secrets import Secrets as FileSecrets
 from broker.settings import RetentionSettings, Settings
@@ -192,7 +194,21 @@ class Broker:
                 await stack.enter_async_context(checkpointer.running())
                 await stack.enter_async_context(reconciler.running())
                 await stack.enter_async_context(broker._working())
+                await stack.enter_async_context(broker._notifying())
             yield broker
+
+    @asynccontextmanager
+    async def _notifying(self) -> AsyncGenerator[None]:
+        notices = Notices(self.store, self.clock, self.where.base_url)
+        async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
+            for to in self.settings.notify:
+                notifier: Notifier = load(NOTIFIERS[to.via])(to)
+                stack.push_async_callback(notifier.aclose)
+                tasks.start_soon(notices.serve, to, notifier)
+            try:
+                yield
+            finally:
+                tasks.cancel_scope.cancel()
 
     @asynccontextmanager
     async def _working(self) -> AsyncGenerator[None]:

@@ -27,6 +27,7 @@ from broker.model.directory import (
 from broker.model.hold import Edit, Review
 from broker.model.invocation import Admission, Intent, Invocation, InvocationQuery, Outcome
 from broker.model.ledger import Erased, Heads, Subject
+from broker.model.notice import Notice
 from broker.model.principal import Principal
 from broker.model.question import By, Group
 from broker.model.quota import Charge, QuotaState
@@ -69,10 +70,22 @@ class Authenticator(Protocol):
         ...
 
 
+class NotDelivered(Exception):
+    """A notice did not arrive. for_good: the receiver says that it would not take it at another time either."""
+
+    def __init__(self, why: str, *, for_good: bool) -> None:
+        super().__init__(why)
+        self.for_good = for_good
+
+
 class Notifier(Protocol):
-    async def held(self, invocation: Invocation) -> None:
-        """Tell people that a call waits for them. Never delays or fails the call."""
+    """One receiver of notices. A row of `notifiers.NOTIFIERS` is made with its settings (NotifyTo)."""
+
+    async def send(self, notice: Notice) -> None:
+        """Once, in bounded time. Raises NotDelivered, with no secret in it; whether it arrived may be unknown then."""
         ...
+
+    async def aclose(self) -> None: ...
 
 
 # ---------------------------------------------------------------------------------------------------------- backends
@@ -272,6 +285,26 @@ class QueueCount:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An entry of the ledger. id: its place in the order of commit. name: chain and seq, the same for ever."""
+
+    id: int
+    name: str
+    at_ms: int
+    kind: str
+    call_id: str
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """events: what was looked for; upto: the last entry that was looked at, of whatever kind."""
+
+    events: tuple[Event, ...]
+    upto: int
+
+
 class Store(Protocol):
     """Records, quotas and holds: one truth, changed only in transactions, durable when a verb returns.
 
@@ -408,6 +441,19 @@ class Store(Protocol):
 
     async def agents(self, within: str) -> list[Seen]:
         """The agents of one tenant that called lately, by name."""
+        ...
+
+    async def take_place(self, name: str, *, now_ms: int, lease_ms: int, from_first: bool = False) -> int | None:
+        """Where this follower of the ledger stands, ours to go on from until the lease ends; taken again, it is longer.
+        None while another process has it. A new follower begins at the end, or at the first entry."""
+        ...
+
+    async def move_place(self, name: str, upto: int) -> bool:
+        """All up to this entry has been handed on. False when the place is another process's by now."""
+        ...
+
+    async def entries_after(self, place: int, kinds: Sequence[str], limit: int) -> Followed:
+        """The next entries of these kinds (none named: of all) in order of commit; perhaps none of many looked at."""
         ...
 
     async def held_arguments(self, call_id: str) -> bytes | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import difflib
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from broker.document import Document, located_problems, nearest, parse, parse_file, parse_value
 from broker.errors import Problem, SettingsError
@@ -28,6 +29,10 @@ from broker.secrets import REFERENCE, Secrets
 
 PREFIX = "BROKER_"
 ENVIRONMENT = "environment"  # stands for the file in problems with variables
+
+
+SECRET_CHARS = 24
+_SAFE_URL = re.compile(r"https://|http://(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?(/|$)")
 
 
 class _Section(BaseModel):
@@ -207,6 +212,34 @@ class Record(_Section):
         return base64.b64decode(self.key)
 
 
+class NotifyTo(_Section):
+    """A receiver of notices about held calls."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Its name, in records and in its place.")
+    via: Literal["webhook", "apprise"] = Field(
+        default="webhook", description="A signed webhook, or anything apprise knows (extra `notify`)."
+    )
+    url: str = Field(
+        min_length=1,
+        description="Where to: https, or http on loopback; apprise's own URLs (`slack://…`) as a reference.",
+    )
+    secret: str = Field(default="", description="Signs a webhook: at least 24 bytes, or `whsec_…`; a reference.")
+    events: list[Literal["held", "decided", "escalated", "expired", "withdrawn"]] = Field(
+        default=["held", "escalated"], min_length=1, description="What it is told."
+    )
+    arguments: bool = Field(
+        default=False, description="Whether it is told the arguments that the record keeps in clear."
+    )
+
+    @model_validator(mode="after")
+    def _is_safe(self) -> NotifyTo:
+        if self.via == "webhook" and not _SAFE_URL.match(self.url):
+            raise ValueError("the url of a webhook begins with https://, or with http:// on loopback")
+        if self.via == "webhook" and len(self.secret) < SECRET_CHARS:
+            raise ValueError(f"a webhook needs a secret of at least {SECRET_CHARS} characters, as a reference")
+        return self
+
+
 class Testing(_Section):
     """Aids for tests, never for work: the broker refuses to start with them anywhere but on loopback."""
 
@@ -231,6 +264,7 @@ class Settings(_Section):
     console: ConsoleSettings = ConsoleSettings()
     limits: Limits = Limits()
     record: Record = Record()
+    notify: list[NotifyTo] = Field(default=[], description="Who is told of held calls, besides the console.")
     testing: Testing = Testing()
     allowed_hosts: list[str] = Field(
         default=[], description="Further Host header values to accept, each `name` or `name:port`."

@@ -11,6 +11,7 @@ from sqlite_utils import Database, Migrations
 
 from broker.stores.sqlite import spent
 from broker.stores.sqlite.digest import TABLES as DIGESTS
+from broker.stores.sqlite.follow import TABLES as FOLLOWERS
 
 MIGRATIONS = Migrations("store")
 
@@ -250,4 +251,10 @@ def spent_states(database: Database) -> None:
 @MIGRATIONS()
 def derived_keys(database: Database) -> None:
     for statement in _DERIVED_KEYS:
+        database.conn.execute(statement)
+
+
+@MIGRATIONS()
+def followers(database: Database) -> None:
+    for statement in FOLLOWERS:
         database.conn.execute(statement)

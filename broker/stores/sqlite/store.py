@@ -25,10 +25,11 @@ from broker.model.ledger import Erased, Heads, Retention, Subject
 from broker.model.question import By, Group
 from broker.model.quota import Charge, QuotaState
 from broker.model.statistics import CallSums, Judged, Seen, Span, Spent
-from broker.ports import Claimed, Clock, Collected, HeldParts, Load, OpenCalls, QueueCount, Swept
+from broker.ports import Claimed, Clock, Collected, Followed, HeldParts, Load, OpenCalls, QueueCount, Swept
 from broker.stores.sqlite import (
     admission,
     digest,
+    follow,
     hold,
     liveness,
     outcome,
@@ -292,6 +293,15 @@ class SqliteStore:
 
     async def agents(self, within: str) -> list[Seen]:
         return await self._read(lambda db: statistics.agents(db, within))
+
+    async def take_place(self, name: str, *, now_ms: int, lease_ms: int, from_first: bool = False) -> int | None:
+        return await self.writer.run(follow.take, (name, from_first, now_ms, lease_ms))
+
+    async def move_place(self, name: str, upto: int) -> bool:
+        return await self.writer.run(follow.move, (name, upto))
+
+    async def entries_after(self, place: int, kinds: Sequence[str], limit: int) -> Followed:
+        return await self._read(lambda db: follow.after(db, place, kinds, limit))
 
     async def held_arguments(self, call_id: str) -> bytes | None:
         return await self._read(lambda db: self._unsealed(db, call_id, "arguments"))

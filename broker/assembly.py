@@ -16,14 +16,16 @@ from time import time
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import structlog
 
+from broker import __version__
 from broker.auth import Context, Gatekeeper, authenticators, local
 from broker.auth.standing import Reviewers
 from broker.backends import BACKENDS
 from broker.catalog.catalog import Catalog, Shelf
 from broker.checkpoint import Checkpointer
-from broker.errors import RecordUnavailable
+from broker.errors import Problem, RecordUnavailable, SettingsError
 from broker.model.invocation import Invocation
 from broker.model.ledger import Retention
 from broker.notifiers import NOTIFIERS
@@ -31,7 +33,7 @@ from broker.pipeline.call import Pipeline
 from broker.pipeline.desk import Desk
 from broker.pipeline.notices import Notices
 from broker.pipeline.runner import Runner
-from broker.ports import Backend, BackendKind, Clock, Directory, Notifier, Secrets, Store
+from broker.ports import Backend, BackendKind, Clock, Directory, Notifier, Secrets, Store, Watch
 from broker.reconciler import Reconciler
 from broker.secrets import Secrets as FileSecrets
 from broker.settings import RetentionSettings, Settings
@@ -189,6 +191,9 @@ class Broker:
                 reconciler=reconciler,
                 where=where,
             )
+            if work and settings.traces.url:
+                pipeline.watch = _tracer(settings)
+                stack.push_async_callback(anyio.to_thread.run_sync, pipeline.watch.close)
             if work:
                 broker.recovered = (await store.sweep(clock.now_ms())).outcome_unknown
                 await stack.enter_async_context(checkpointer.running())
@@ -237,6 +242,16 @@ def _only(error: BaseException) -> BaseException:
     """The one error inside a group, however deep; the group itself when there are several."""
     inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
     return _only(inner[0]) if len(inner) == 1 else error
+
+
+def _tracer(settings: Settings) -> Watch:
+    """Raises SettingsError when the extra is not installed."""
+    try:
+        from broker.telemetry.otel import Tracer  # only here: it is an extra, and 40 ms
+    except ImportError as error:
+        why = f"traces.url needs the extra otel (pip install 'broker[otel]'): {error.name} is missing"
+        raise SettingsError([Problem(str(settings.directory / "broker.yaml"), 0, 0, why)]) from error
+    return Tracer(settings.traces, __version__)
 
 
 async def _open_stores(settings: Settings, clock: Clock, stack: AsyncExitStack) -> tuple[Store, Directory]:

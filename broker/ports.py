@@ -206,6 +206,30 @@ class BackendKind(Protocol):
     def build(self, name: str, spec: Any, context: BackendContext) -> Backend: ...
 
 
+class Watch(Protocol):
+    """Is told of each call as it goes, to tell other systems. Quick, never raises, never waits."""
+
+    def began(self, call: Call) -> None:
+        """Before anything else. May set `call.trace_parent` to what the backend is told, and `call.parent_span`."""
+        ...
+
+    def resumed(self, call: Call) -> None:
+        """As `began`, for a held call that runs now; `received_at_ms` is when it was asked."""
+        ...
+
+    def decided(self, call: Call, tool: Tool | None, intent: Intent, state: str) -> None:
+        """What was committed for the intent. state: of the Admission."""
+        ...
+
+    def ended(self, call: Call, tool: Tool, outcome: Outcome, recorded_us: int) -> None:
+        """How a dispatched call ended, and how long it took to commit that."""
+        ...
+
+    def close(self) -> None:
+        """Send what is left. Blocks, in bounded time."""
+        ...
+
+
 # ------------------------------------------------------------------------------------------------------------- store
 
 

@@ -240,6 +240,25 @@ class NotifyTo(_Section):
         return self
 
 
+class Traces(_Section):
+    """Traces of calls by OpenTelemetry (extra `otel`)."""
+
+    url: str = Field(
+        default="",
+        description="Where to send them by OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; empty: off.",
+    )
+    headers: list[str] = Field(default=[], description="Headers to send with them, each `Name: value`; references.")
+    sample: float = Field(
+        default=1.0, gt=0, le=1, description="Share of the traces that begin here; an agent's own decision is followed."
+    )
+
+    @model_validator(mode="after")
+    def _have_values(self) -> Traces:
+        if not all(re.fullmatch(r"[A-Za-z0-9-]+: [ -~]+", header) for header in self.headers):
+            raise ValueError("each of headers is `Name: value`")
+        return self
+
+
 class Testing(_Section):
     """Aids for tests, never for work: the broker refuses to start with them anywhere but on loopback."""
 
@@ -265,6 +284,7 @@ class Settings(_Section):
     limits: Limits = Limits()
     record: Record = Record()
     notify: list[NotifyTo] = Field(default=[], description="Who is told of held calls, besides the console.")
+    traces: Traces = Traces()
     testing: Testing = Testing()
     allowed_hosts: list[str] = Field(
         default=[], description="Further Host header values to accept, each `name` or `name:port`."

@@ -41,6 +41,7 @@ class Call:
     may_wait: bool = True  # False: a hold answers at once instead of waiting hold.wait_s
     sent_as: str = ""  # the Idempotency-Key downstream when an earlier attempt of this keyed call was given one
     is_plain: bool = False  # was not held and reserves nothing (Outcome.is_plain); known once it is admitted
+    parent_span: str = ""  # where calls are traced: the span of the agent's that it is part of, 16 hex digits
     laps_us: dict[str, int] = field(default_factory=dict[str, int])
 
     @property

@@ -52,7 +52,7 @@ from broker.pipeline.desk import Desk
 from broker.pipeline.dispatch import GRACE_S, Patience, as_broker_error, dispatch, sketch
 from broker.pipeline.tally import Tally
 from broker.policies.rule import Verdict
-from broker.ports import Backend, Clock, Store
+from broker.ports import Backend, Clock, Store, Watch
 
 LATE_EVERY_S = 0.5
 MOST_TASK_CHARACTERS = 128
@@ -76,6 +76,7 @@ class Pipeline:
         self._unrecorded: list[Outcome] = []
         self._apart: TaskGroup | None = None  # while `outlive` runs
         self.tally = Tally()
+        self.watch: Watch | None = None  # set by the assembly where calls are traced
 
     # ----------------------------------------------------------------------------------------- what a caller may see
 
@@ -141,6 +142,8 @@ class Pipeline:
                 limit="calls",
             )
         self._room -= 1
+        if self.watch is not None:
+            self.watch.began(call)
         try:
             self._authenticate(call)
             if call.name == held_call.NAME:
@@ -223,6 +226,8 @@ class Pipeline:
 
     async def run_held(self, entry: Entry, call: Call) -> Answer:
         """Dispatch a claimed hold; its result is kept for whoever asks. For the desk's runner only."""
+        if self.watch is not None:
+            self.watch.resumed(call)
         return await self._run(entry, call, keep_result=True)
 
     def _authenticate(self, call: Call) -> None:
@@ -310,7 +315,7 @@ class Pipeline:
         )
         admission = await self._committed(intent)
         _lap(call, "admit", began)
-        self.tally.decided(call, entry, intent, admission.state)
+        self._told(call, entry, intent, admission.state)
         if admission.state == "denied":
             assert admission.over is not None, "a denied admission says which quota"  # noqa: S101 – the port's promise
             raise limits.refusal(call.name, admission.over)
@@ -378,18 +383,26 @@ class Pipeline:
             mac=self._store.mac,
         )
         await self._committed(intent)
-        self.tally.decided(call, entry, intent, "denied")
+        self._told(call, entry, intent, "denied")
         return refusal
 
     async def _committed(self, intent: Intent) -> Admission:
         return await self._store.admit(intent)
+
+    def _told(self, call: Call, entry: Entry | None, intent: Intent, state: str) -> None:
+        self.tally.decided(call, entry, intent, state)
+        if self.watch is not None:
+            self.watch.decided(call, None if entry is None else entry.tool, intent, state)
 
     async def _end(self, call: Call, entry: Entry, outcome: Outcome) -> None:
         began = perf_counter_ns()
         try:
             await self._settle(outcome)
         finally:  # it ended so, whether that could be written or not
-            self.tally.ended(call, entry, outcome, (perf_counter_ns() - began) // 1000)
+            recorded_us = (perf_counter_ns() - began) // 1000
+            self.tally.ended(call, entry, outcome, recorded_us)
+            if self.watch is not None:
+                self.watch.ended(call, entry.tool, outcome, recorded_us)
 
     async def _settle(self, outcome: Outcome) -> None:
         """Record an outcome. When that fails after the effect, the caller is told the effect, the intent stays, and no

@@ -111,6 +111,7 @@ class Runner:
             received_at_ms=approved.at_ms,
             request_id=approved.request_id,
             sent_as=claimed.sent_as,
+            trace_parent=f"00-{approved.trace_id}-{'0' * 16}-01" if approved.trace_id else "",
         )
         try:
             await self._still_allowed(entry, call, approved.hold)

@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "authserver": {"errors", "model", "ports", *SERVICE},
     "backends": {"errors", "model", "ports", *SERVICE},
     "stores": {"errors", "model", "ports", *SERVICE},
+    "telemetry": {"errors", "model", "ports", *SERVICE},
     "notifiers": {"errors", "model", "ports", *SERVICE},
     "faces": {"errors", "model", "ports", "catalog", "pipeline", *SERVICE},
     "reconciler": {"errors", "model", "ports", "catalog", "pipeline", *SERVICE},

@@ -1,7 +1,7 @@
 """Telling people outside of held calls: from the ledger, in its order, so that nothing is forgotten and no call waits.
 
 What is to be told is what the ledger says; each receiver follows it from a place of its own that outlives the process
-(Store.take_place). A receiver that cannot be reached is tried again with growing pauses and holds up only itself. Each
+(follower.py). A receiver that cannot be reached is tried again with growing pauses and holds up only itself. Each
 notice that was delivered, or given up, is recorded. At least once: whoever is interrupted between delivery and the
 record of it delivers again, under the same id.
 
@@ -19,12 +19,12 @@ import structlog
 from broker.errors import RecordUnavailable
 from broker.model.invocation import Invocation
 from broker.model.notice import Notice, What
+from broker.pipeline.follower import Follower
 from broker.ports import Clock, Event, NotDelivered, Notifier, Store
 from broker.settings import NotifyTo
 
-LEASE_MS = 60_000
-LOOK_S = 2.0
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # shorter than the lease, which is renewed at each try
+UNAVAILABLE_S = 2.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # so that the lease is renewed in time
 GIVE_UP_S = 6 * 3600.0
 TRIES_FOR_GOOD = 5  # of what the receiver says it will never take
 
@@ -50,55 +50,52 @@ class Notices:
 
     async def serve(self, to: NotifyTo, notifier: Notifier) -> None:
         """Follow the ledger for one receiver, for ever."""
-        name = f"notify:{to.name}"
+        follower = Follower(self._store, self._clock, f"notify:{to.name}")
+        kinds = [kind for kind, what in KINDS.items() if what in to.events]
         while True:
             try:
-                place = await self._store.take_place(name, now_ms=self._clock.now_ms(), lease_ms=LEASE_MS)
-                if place is not None:
-                    await self._hand_on(name, place, to, notifier)
+                for event in await follower.next(kinds, 100):
+                    if not await self._hand_on(event, follower, to, notifier):
+                        break
+                else:
+                    await follower.pause()
             except RecordUnavailable as error:
                 log.warning("notices wait: records cannot be used", to=to.name, reason=error.message)
-                await anyio.sleep(LOOK_S)
-            await self._store.changed(LOOK_S)
+                await anyio.sleep(UNAVAILABLE_S)
 
-    async def _hand_on(self, name: str, place: int, to: NotifyTo, notifier: Notifier) -> None:
-        kinds = [kind for kind, what in KINDS.items() if what in to.events]
-        found = await self._store.entries_after(place, kinds, limit=100)
-        for event in found.events:
-            invocation = await self._store.invocation(event.call_id)
-            if invocation is not None:
-                notice = self._notice(event, invocation, to)
-                if not await self._deliver(name, notice, to, notifier):
-                    return
-            if not await self._store.move_place(name, event.id):
-                return
-        if found.upto - place >= 1000 and not found.events:
-            await self._store.move_place(name, found.upto)
+    async def _hand_on(self, event: Event, follower: Follower, to: NotifyTo, notifier: Notifier) -> bool:
+        invocation = await self._store.invocation(event.call_id)
+        if invocation is not None and not await self._deliver(
+            self._notice(event, invocation, to), follower, to, notifier
+        ):
+            return False
+        return await follower.handed_on(event.id)
 
-    async def _deliver(self, name: str, notice: Notice, to: NotifyTo, notifier: Notifier) -> bool:
+    async def _deliver(self, notice: Notice, follower: Follower, to: NotifyTo, notifier: Notifier) -> bool:
         """Until it is delivered or given up; False when another process has taken the place meanwhile."""
         began, pause_s, tries = anyio.current_time(), FIRST_PAUSE_S, 0
         while True:
             tries += 1
-            why, is_over = "", True
             try:
                 await notifier.send(notice)
             except NotDelivered as fault:
-                why = str(fault)
-                late = anyio.current_time() - began > GIVE_UP_S
-                is_over = late or (fault.for_good and tries >= TRIES_FOR_GOOD)
-            if is_over:
-                facts = {"to": to.name, "notice": notice.id, "call_id": notice.document["call_id"], "tries": tries}
-                await self._store.note("notice_failed" if why else "notified", facts | ({"why": why} if why else {}))
-                if why:
-                    log.error("a notice was given up", to=to.name, call_id=facts["call_id"], tries=tries, why=why)
+                why, for_good = str(fault), fault.for_good
+            else:
+                await self._note("notified", notice, to, tries)
+                return True
+            if anyio.current_time() - began > GIVE_UP_S or (for_good and tries >= TRIES_FOR_GOOD):
+                log.error("a notice was given up", to=to.name, call_id=notice.document["call_id"], why=why)
+                await self._note("notice_failed", notice, to, tries, why=why)
                 return True
             log.warning("a notice was not delivered; it is tried again", to=to.name, in_s=pause_s, why=why)
             await anyio.sleep(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-            now_ms = self._clock.now_ms()
-            if await self._store.take_place(name, now_ms=now_ms, lease_ms=LEASE_MS) is None:
+            if not await follower.hold_on():
                 return False
+
+    async def _note(self, kind: str, notice: Notice, to: NotifyTo, tries: int, **more: str) -> None:
+        facts = {"to": to.name, "notice": notice.id, "call_id": notice.document["call_id"], "tries": tries, **more}
+        await self._store.note(kind, facts)
 
     def _notice(self, event: Event, invocation: Invocation, to: NotifyTo) -> Notice:
         hold = invocation.hold

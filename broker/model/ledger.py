@@ -94,6 +94,8 @@ KINDS: Mapping[str, str] = {
     "client_removed": "a client was removed by command",
     "key_added": "an API key was made by command; never the key",
     "key_revoked": "an API key was revoked by command",
+    "notified": "a receiver was told of a held call: whom, of what, after how many tries",
+    "notice_failed": "a notice was given up, and why",
     "export": "records were exported: how, and how many",
     "doctor": "somebody asked whether records can be written",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import time
 from pathlib import Path
 
 import pytest
@@ -93,5 +92,4 @@ def test_a_question_that_is_none_is_refused_with_what_it_could_be(
 
 
 def test_a_day_of_nothing_is_no_error(home: Path) -> None:
-    before = str(int(time.time()) and "2001-01-01")
-    assert asked(home, "--until", before, "--by", "agent").out == "No call fits.\n"
+    assert asked(home, "--until", "2001-01-01", "--by", "agent").out == "No call fits.\n"

@@ -58,7 +58,11 @@ def print_json(document: Any) -> None:
 
 def print_json_line(document: Any) -> None:
     """One JSON document on one line, at once."""
-    print(safe_json(orjson.dumps(document, default=_plain).decode()), flush=True)
+    print(json_line(document), flush=True)
+
+
+def json_line(document: Any) -> str:
+    return safe_json(orjson.dumps(document, default=_plain).decode())
 
 
 def _plain(value: Any) -> Any:

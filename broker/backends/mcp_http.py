@@ -88,7 +88,12 @@ class McpClient(httpx2.AsyncClient):
         return httpx2.Response(200, headers=response.headers, content=orjson.dumps(message), request=response.request)
 
     async def _stand(self, request: httpx2.Request, **kwargs: Any) -> httpx2.Response:
-        """A stream that belongs to no call, whoever's task opens it."""
+        """A stream that belongs to no call, whoever's task opens it; or the rest of a call's, which its server ended
+        in order to be asked for it again: then the agent's own stream need not stand meanwhile either.
+        """
+        exchange = EXCHANGE.get() if "last-event-id" in request.headers else None
+        if exchange is not None and exchange.back is not None and not exchange.is_settled and exchange.back.retake:
+            await exchange.back.retake()
         mark = EXCHANGE.set(None)
         try:
             return await super().send(request, **kwargs)

@@ -73,13 +73,15 @@ class AgentSession:
 @dataclass(frozen=True, slots=True)
 class Back:
     """log: passes on the params of a log message; the caller wants those from log_level on ("": none at all).
-    session, ask: of a handshake-era caller only. Neither `log` nor what `session` does raises for a caller that left.
+    session, ask: of a handshake-era caller only. retake: ends the caller's stream, so that it takes its answer up
+    again on another one; where its transport can. Neither `log` nor what `session` does raises for a caller that left.
     """
 
     log: Callable[[Mapping[str, Any]], Awaitable[None]]
     log_level: str = ""
     session: AgentSession | None = None
     ask: Ask | None = None
+    retake: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

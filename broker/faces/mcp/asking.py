@@ -37,7 +37,7 @@ def back_of(context: Context) -> Back:
         except MCPError as error:
             raise Declined(error.error.code, error.error.message, error.error.data) from None
 
-    return Back(logs.pass_on, session.log_level or UNSET_LEVEL, session, asked)
+    return Back(logs.pass_on, session.log_level or UNSET_LEVEL, session, asked, context.close_sse_stream)
 
 
 def session_of(context: Context) -> AgentSession:

@@ -60,9 +60,8 @@ class Seal:
 
     def derived(self, purpose: str) -> bytes:
         """32 further secret bytes, the same in every process (HKDF, RFC 5869). Raises OSError as `close` does."""
-        if not self._path.exists():
-            keep(self._path, token_bytes(KEY_BYTES))
-        return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=purpose.encode()).derive(self._read())
+        self._open(make=True)
+        return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=purpose.encode()).derive(self._key)
 
     def _open(self, *, make: bool) -> AESGCM:
         if self._cipher is None:

@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: demo test setup format test-wire test-crash bench screenshots clean help
+.PHONY: demo test setup format test-wire test-crash test-quota bench screenshots clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -32,6 +32,9 @@ test-wire: setup ## what installs through npm: real clients, and the official co
 
 test-crash: setup ## killed before and after every sync and send; `make test` does a sample of it
 	BROKER_TEST_CRASH=all $(BIN)/pytest tests/stories/test_crash.py
+
+test-quota: setup ## 256 callers in 4 processes, one killed every 2 s; `make test` does a small one
+	BROKER_TEST_QUOTA=all $(BIN)/pytest -s tests/stories/test_quota_load.py
 
 bench: setup     ## calls per second, latency, CPU and memory beside others (BENCH=quick: under a minute)
 	$(BIN)/python -m tests.bench.run

@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from time import time
 from typing import Any
 
 import anyio
@@ -25,6 +24,7 @@ from broker.auth.standing import Reviewers
 from broker.backends import BACKENDS
 from broker.catalog.catalog import Catalog, Shelf
 from broker.checkpoint import Checkpointer
+from broker.clock import clock_of
 from broker.errors import Problem, RecordUnavailable, SettingsError
 from broker.model.invocation import Invocation
 from broker.model.ledger import Retention
@@ -55,13 +55,6 @@ def load(reference: str) -> Any:
 
 def backend_kinds() -> dict[str, BackendKind]:
     return {name: load(reference) for name, reference in BACKENDS.items()}
-
-
-class SystemClock:
-    """ports.Clock on the system's clock."""
-
-    def now_ms(self) -> int:
-        return int(time() * 1000)
 
 
 class Where:
@@ -131,7 +124,7 @@ class Broker:
     @asynccontextmanager
     async def open(cls, settings: Settings, *, work: bool = True, clock: Clock | None = None) -> AsyncGenerator[Broker]:
         """Raises SettingsError, ManifestError, RecordUnavailable (database locked, newer or damaged)."""
-        clock = clock or SystemClock()
+        clock = clock or clock_of(settings)
         async with _plain_errors(), AsyncExitStack() as stack:
             store, directory = await _open_stores(settings, clock, stack)
             checkpointer = Checkpointer(settings.record.checkpoints, settings.directory, store, clock)

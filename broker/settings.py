@@ -266,6 +266,11 @@ class Testing(_Section):
         default=False,
         description="Take HTTP requests without a credential as the caller that `stdio` describes. Only on loopback.",
     )
+    clock_file: str = Field(
+        default="",
+        description="A file, relative to this one, that moves the clock: by seconds (`+3600`, `-0.5`), or to a time of "
+        "RFC 3339. Read at every question; empty: the system's clock. Only on loopback.",
+    )
 
 
 class Settings(_Section):

@@ -22,9 +22,12 @@ def unsafe(settings: Settings, directory: Directory) -> list[str]:
 
 
 def _testing(settings: Settings) -> list[str]:
-    if not settings.testing.open:
-        return []
-    return ["testing.open takes callers without a credential, which other machines could be: remove it."]
+    problems: list[str] = []
+    if settings.testing.open:
+        problems.append("testing.open takes callers without a credential, which other machines could be: remove it.")
+    if settings.testing.clock_file:
+        problems.append("testing.clock_file lets a file say what time it is, and so what has expired: remove it.")
+    return problems
 
 
 def undeclared(settings: Settings) -> list[str]:

@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": {"errors", "document", "secrets"},
     "document": {"errors"},
     "secrets": {"errors", "ports"},
+    "clock": {"settings"},
     "ports": {"errors", "model"},
     "policies": {"errors", "model", *SERVICE},
     "catalog": {"errors", "model", "policies", "ports", *SERVICE},

@@ -156,6 +156,11 @@ OPEN: dict[str, Any] = {"testing": {"open": True}}
         ({"public_url": PUBLIC, "auth": {"issuers": [{"issuer": "https://idp.example"}]}}, []),
         ({"public_url": PUBLIC, "auth": {"issuers": [{"issuer": "https://idp.example"}]}, **OPEN}, ["testing.open"]),
         ({"listen": {"host": "0.0.0.0"}, **OPEN}, ["testing.open", "public_url", "broker user add"]),
+        (
+            {"listen": {"host": "0.0.0.0"}, "testing": {"clock_file": "now"}},
+            ["testing.clock_file", "public_url", "user add"],
+        ),
+        ({"testing": {"clock_file": "now"}}, []),
         (OPEN, []),
         ({}, []),
         ({"listen": {"host": "localhost"}}, []),

@@ -14,9 +14,9 @@ from functools import cached_property
 from getpass import getuser
 from importlib import import_module
 from pathlib import Path
-from time import time
 from typing import TYPE_CHECKING, Any, Protocol
 
+from broker.clock import SystemClock, clock_of
 from broker.faces.cli import house
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from broker.model.invocation import Invocation, InvocationQuery
     from broker.model.question import By, Group
     from broker.model.quota import QuotaState
-    from broker.ports import Directory, HeldParts, Store
+    from broker.ports import Clock, Directory, HeldParts, Store
     from broker.settings import Settings
 
 
@@ -44,13 +44,6 @@ class Reader(Protocol):
     async def quotas(self, now_ms: int, *, quota: str = "", after: str = "", limit: int = 1000) -> list[QuotaState]: ...
 
     async def changed(self, timeout_s: float) -> bool: ...
-
-
-class Clock:
-    """ports.Clock on the system's clock."""
-
-    def now_ms(self) -> int:
-        return int(time() * 1000)
 
 
 @dataclass
@@ -92,7 +85,7 @@ async def open_records(config: Path | None) -> AsyncGenerator[Records]:
 
     module, _, name = STORES["sqlite"].partition(":")
     kind: Any = getattr(import_module(module), name)
-    clock = Clock()
+    clock = clock_of(settings)
     store: Store = await kind.open(
         _path(settings), clock=clock, open_per_agent=settings.hold.open_per_agent, key=settings.record.key_bytes
     )
@@ -114,5 +107,5 @@ async def open_source(config: Path | None, broker: str) -> AsyncGenerator[Record
         return
     from broker.faces.cli.remote import opened
 
-    async with opened(broker, Clock()) as remote:
+    async with opened(broker, SystemClock()) as remote:
         yield remote

@@ -47,10 +47,10 @@ def tools(
 
 
 async def _tools_there(url: str, as_json: bool) -> None:
-    from broker.faces.cli.records import Clock
+    from broker.clock import SystemClock
     from broker.faces.cli.remote import opened
 
-    async with opened(url, Clock()) as remote:
+    async with opened(url, SystemClock()) as remote:
         found: list[dict[str, Any]] = (await remote.api.get("/catalog") or {}).get("items", [])
     if as_json:
         print_json(found)

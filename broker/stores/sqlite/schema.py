@@ -258,3 +258,11 @@ def derived_keys(database: Database) -> None:
 def followers(database: Database) -> None:
     for statement in FOLLOWERS:
         database.conn.execute(statement)
+
+
+@MIGRATIONS()
+def free_places(database: Database) -> None:
+    """Concurrency counters that nobody holds a place of, by their last use: they go, too."""
+    database.conn.execute(
+        "create index quota_free on quota_counter (touched_at_ms) where kind = 'concurrency' and reserved = 0"
+    )

@@ -96,9 +96,15 @@ def _tidy_counters(tx: Transaction, now_ms: int) -> int:
             where kind in ('count', 'cost') and reserved = 0 and resets_at_ms < ? limit ?)""",
         (now_ms - COUNTER_KEPT_MS, CHUNK),
     ).rowcount
+    free = tx.db.execute(
+        """delete from quota_counter where (quota, bucket, kind, starts_at_ms) in (
+            select quota, bucket, kind, starts_at_ms from quota_counter indexed by quota_free
+            where kind = 'concurrency' and reserved = 0 and touched_at_ms < ? limit ?)""",
+        (now_ms - COUNTER_KEPT_MS, CHUNK),
+    ).rowcount
     idle: list[tuple[str, str, QuotaKind]] = tx.db.execute(_IDLE, (now_ms, CHUNK)).fetchall()
     for name, bucket, kind in idle:
         log = rate.log_of(name, kind)
         if tx.db.execute(_FORGET, (log, bucket, log, bucket, ROWS)).rowcount < ROWS:
             tx.db.execute("delete from quota_counter where quota = ? and bucket = ? and kind = ?", (name, bucket, kind))
-    return over + len(idle)
+    return over + free + len(idle)

@@ -42,6 +42,7 @@ SCANNED = 1_000  # records looked through for one page of somebody who may see f
 _PAGE = 500
 SCANNED_BUCKETS, _PAGE_OF_BUCKETS = 20_000, 1_000  # the same for quotas
 QUEUE_FILTERS = ("tool", "agent", "user", "rule")
+LATELY = 100  # held calls looked through for somebody who may see few of them
 CONSOLE = "broker-console"  # the broker's own client is no agent
 
 Authenticate = Callable[[str | None, str], Awaitable[Principal]]
@@ -186,7 +187,7 @@ class Office:
         query = replace(query, within=who.tenant)
         if self.oversees(who):
             return await self.store.held_lately(query)
-        found = await self.store.held_lately(replace(query, limit=_PAGE))
+        found = await self.store.held_lately(replace(query, limit=LATELY))
         return [one for one in found if self.sees(who, one)][: query.limit]
 
     async def sums(self, who: Principal, query: InvocationQuery, by: By) -> list[Group]:

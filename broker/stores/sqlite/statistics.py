@@ -27,12 +27,8 @@ _HELD = """select i.at_ms, h.reviewed_at_ms, i.state, i.rule from invocation i i
     where i.held = 1 and i.tenant = ? and i.changed_at_ms >= ? order by i.changed_at_ms desc limit ?"""
 _SPENT = """select quota, bucket, unit, most, starts_at_ms, used + reserved from quota_counter
     where kind in ('count', 'cost') and starts_at_ms >= ? and used + reserved > 0 order by starts_at_ms desc limit ?"""
-_NAMES = """with recursive name (agent) as (
-        select min(agent) from invocation
-        union all select (select min(agent) from invocation where agent > name.agent) from name where agent is not null)
-    select agent from name where agent is not null limit ?"""
-_LAST = """select call_id, at_ms from invocation indexed by invocation_agent
-    where agent = ? and +tenant = ? and id > ? order by id desc limit 1"""
+_AGENTS = """select agent, call_id, max(at_ms) from invocation where id > ? and +tenant = ?
+    group by +agent order by +agent limit ?"""  # the bare column is of the row with the maximum (SQLite's own promise)
 
 
 def calls(db: sqlite3.Connection, within: str, span: Span) -> CallSums:
@@ -69,9 +65,4 @@ def spent(db: sqlite3.Connection, since_ms: int) -> list[Spent]:
 def agents(db: sqlite3.Connection, within: str) -> list[Seen]:
     """See ports.Store.agents."""
     (newest,) = db.execute(_NEWEST).fetchone()
-    found: list[Seen] = []
-    for (name,) in db.execute(_NAMES, (AGENTS,)).fetchall():
-        last = db.execute(_LAST, (name, within, newest - CALLS)).fetchone()
-        if last is not None:
-            found.append(Seen(name, *last))
-    return found
+    return [Seen(*row) for row in db.execute(_AGENTS, (newest - LATELY, within, AGENTS))]

@@ -27,8 +27,8 @@ from broker.pipeline.desk import name_of
 
 FILTERS = ("state", "agent", "user", "tool", "backend", "rule", "code")
 PAGE = 50
-FILE = 500  # calls of a JSON or CSV
-SCAN = 50_000  # calls looked at for one page, so that no filter makes anybody wait
+FILE = 200  # calls of a JSON or CSV
+SCAN = 25_000  # calls looked at for one page, so that no filter makes anybody wait
 COLUMNS = (
     "call_id", "at", "state", "agent", "user", "tenant", "tool", "backend", "rule", "code", "effect", "message",
     "duration_ms",

@@ -203,3 +203,28 @@ def test_what_is_no_condition_is_refused_in_one_sentence(text: str) -> None:
     read: Callable[[str], Condition] = Condition.read
     with pytest.raises(ValueError, match=r"is not like|is no text|never more or less"):
         read(text)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        InvocationQuery(agent="agent-01", user="user-07", since_ms=NOW_MS - DAY_MS, until_ms=NOW_MS),
+        InvocationQuery(user="nobody"),
+        InvocationQuery(words="telephone"),
+        InvocationQuery(tool="orders_refund", where=(Condition(("amount",), ">", 100),)),
+        InvocationQuery(code="forbidden"),
+    ],
+    ids=str,
+)
+def test_a_question_of_an_operator_does_not_walk_through_all_records_nor_sort_them(
+    db: Any, query: InvocationQuery
+) -> None:
+    asked: list[str] = []
+    db.set_trace_callback(asked.append)
+    try:
+        everything(db, query)
+    finally:
+        db.set_trace_callback(None)
+    (sql,) = [one for one in asked if one.startswith("select i.call_id")]
+    plan = [row[3] for row in db.execute(f"explain query plan {sql}")]
+    assert not [step for step in plan if step == "SCAN i" or (query.words and "TEMP B-TREE" in step)], plan

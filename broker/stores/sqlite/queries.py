@@ -25,7 +25,8 @@ _OPEN = "i.state in ('held', 'approved', 'dispatching')"  # the condition of tha
 _COUNT_OPEN = f"""select i.state, count(*), min(i.at_ms) from invocation i indexed by invocation_open
     where {_OPEN} group by i.state"""  # noqa: S608 – constants of this file
 _WINDOW = "select count(*) from (select 1 from invocation where at_ms >= ? and at_ms < ? limit ?)"
-_OF_USER = """(i.id in (select id from digest_user where "user" = ?) or i.id > (select upto from digest_at))"""
+_OF_USER = """i.id in (select id from digest_user where "user" = ? union all
+    select id from invocation where id > (select upto from digest_at))"""
 FEW = 20_000  # rows of a window of time that are looked through one by one
 _EQUAL = {  # filter of InvocationQuery -> its column
     "agent": "i.agent",
@@ -62,7 +63,8 @@ def some(db: sqlite3.Connection, query: InvocationQuery) -> list[Invocation]:
     conditions, values = where(query)
     select = _SELECT.replace("invocation i", source_of(db, query), 1)
     order = "asc" if query.after or query.oldest_first else "desc"
-    sql = f"{select} where {' and '.join(conditions)} order by i.id {order} limit ?"
+    by = "search.rowid" if query.words else "i.id"  # the index of words gives its own in order, and need not give all
+    sql = f"{select} where {' and '.join(conditions)} order by {by} {order} limit ?"
     return [_invocation(row) for row in db.execute(sql, (*values, query.limit))]
 
 

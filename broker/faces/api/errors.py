@@ -21,6 +21,7 @@ STATUS: Mapping[str, int] = {
     "hold_withdrawn": 409,
     "outcome_unknown": 409,
     "refused": 409,
+    "state_spent": 409,
     "invalid_arguments": 422,
     "over_quota": 429,
     "held": 202,

@@ -102,6 +102,9 @@ async def test_a_state_is_for_one_caller_one_call_and_one_time(speaks: Speaks, t
             await ann.call("sign", **given),
             await ann.call("name", {"other": 1}, **given),
             await ann.call("name", **{**given, "requestState": state[:-2] + "AA"}),
+            await ann.call("name", **{**given, "requestState": state + "x"}),
+            await ann.call("name", **{**given, "requestState": state + "==x"}),
+            await ann.call("name", **{**given, "requestState": "!" + state}),
             await ann.call("name", **{**given, "requestState": "x"}),
             await ann.call("name", **{**given, "requestState": 7}),
         ]

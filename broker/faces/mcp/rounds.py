@@ -88,6 +88,10 @@ class Rounds:
             raw = urlsafe_b64decode(sealed)
         except ValueError:
             return None
+        if (
+            urlsafe_b64encode(raw).decode() != sealed
+        ):  # Python decodes what is no base64 in part, and leaves out the rest
+            return None
         for cipher in self._ring() if len(raw) > NONCE_BYTES else ():
             try:
                 return orjson.loads(cipher.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], _INFO))

@@ -31,6 +31,7 @@ from broker.model.ledger import Retention
 from broker.notifiers import NOTIFIERS
 from broker.pipeline.call import Pipeline
 from broker.pipeline.desk import Desk
+from broker.pipeline.granting import Grants
 from broker.pipeline.notices import Notices
 from broker.pipeline.runner import Runner
 from broker.ports import Backend, BackendKind, Clock, Directory, Notifier, Secrets, Store, Watch
@@ -83,6 +84,7 @@ class Broker:
     backends: dict[str, Backend]
     desk: Desk
     runner: Runner
+    grants: Grants
     pipeline: Pipeline
     reconciler: Reconciler
     where: Where
@@ -156,8 +158,15 @@ class Broker:
                 reviewer_scope=settings.hold.reviewer_scope,
                 wait_s=settings.hold.wait_s,
             )
+            grants = Grants(shelf=shelf, store=store, clock=clock, reviewer_scope=settings.hold.reviewer_scope)
             pipeline = Pipeline(
-                shelf=shelf, store=store, desk=desk, backends=backends, clock=clock, calls=settings.limits.calls
+                shelf=shelf,
+                store=store,
+                desk=desk,
+                grants=grants,
+                backends=backends,
+                clock=clock,
+                calls=settings.limits.calls,
             )
             reconciler = Reconciler(
                 settings=settings,
@@ -180,6 +189,7 @@ class Broker:
                 backends=backends,
                 desk=desk,
                 runner=runner,
+                grants=grants,
                 pipeline=pipeline,
                 reconciler=reconciler,
                 where=where,

@@ -24,6 +24,7 @@ from broker.model.directory import (
     SigningKey,
     Standing,
 )
+from broker.model.grant import Grant, GrantReview
 from broker.model.hold import Edit, Review
 from broker.model.invocation import Admission, Intent, Invocation, InvocationQuery, Outcome
 from broker.model.ledger import Erased, Heads, Subject
@@ -482,6 +483,25 @@ class Store(Protocol):
 
     async def held_arguments(self, call_id: str) -> bytes | None:
         """The exact arguments of an open hold, for its reviewer; None when it has ended."""
+        ...
+
+    async def propose_grant(self, grant: Grant) -> Grant:
+        """Write a standing grant as proposed. Raises Conflict when its id exists."""
+        ...
+
+    async def decide_grant(self, review: GrantReview) -> Grant:
+        """As `model.grant.GRANT_TRANSITIONS` allows. Raises UnknownHold; Conflict when it is decided otherwise, or
+        when this person has approved it already."""
+        ...
+
+    async def grant(self, grant_id: str) -> Grant | None: ...
+
+    async def grants(self, tenant: str | None, *, ended: bool = False, limit: int = 500) -> list[Grant]:
+        """Those that are proposed or active, and with `ended` the others too, newest first. tenant None: of all."""
+        ...
+
+    async def grants_for(self, tool: str, agent: str) -> list[Grant]:
+        """Those that are active for calls of this tool by this agent, oldest first."""
         ...
 
     async def held(self, call_id: str) -> HeldParts:

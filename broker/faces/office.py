@@ -26,6 +26,7 @@ from anyio import to_thread
 from broker.catalog.catalog import Entry, Shelf
 from broker.errors import Forbidden, UnknownHold
 from broker.model.directory import Client
+from broker.model.grant import Grant, GrantDecision
 from broker.model.hold import Change, Hold
 from broker.model.invocation import Invocation, InvocationQuery, Sight
 from broker.model.principal import Principal, person
@@ -34,6 +35,7 @@ from broker.model.quota import QuotaState
 from broker.model.sketch import Sketch
 from broker.pipeline.desk import Desk
 from broker.pipeline.editing import changed
+from broker.pipeline.granting import Grants
 from broker.pipeline.reviewers import names
 from broker.ports import Backend, Clock, Directory, QueueCount, Store
 from broker.settings import Settings
@@ -93,6 +95,7 @@ class Office:
     settings: Settings
     store: Store
     desk: Desk
+    granting: Grants
     shelf: Shelf
     backends: Mapping[str, Backend]
     clock: Clock
@@ -269,6 +272,35 @@ class Office:
     def objection(self, who: Principal, hold: Hold) -> str:
         """Why this person may not decide on this hold, or ""."""
         return self.desk.objection(hold, who)
+
+    async def grants(self, who: Principal, *, ended: bool = False) -> list[Grant]:
+        """The standing grants this person may see: all of the tenant for who oversees it, else those one may decide on
+        and those for one's own calls. Newest first."""
+        found = await self.store.grants(who.tenant, ended=ended)
+        return [grant for grant in found if self._sees_grant(who, grant)]
+
+    async def grant(self, who: Principal, grant_id: str) -> Grant:
+        """Raises UnknownHold, for what this person may not see too."""
+        found = await self.store.grant(grant_id)
+        if found is None or found.tenant != who.tenant or not self._sees_grant(who, found):
+            raise UnknownHold(f"There is no grant {grant_id[:64]!r} here for you.", next_step="List the grants.")
+        return found
+
+    def _sees_grant(self, who: Principal, grant: Grant) -> bool:
+        named = bool(who.scopes & set(grant.scopes) or who.groups & set(grant.groups))
+        return self.oversees(who) or named or bool(who.persons & set(grant.persons))
+
+    async def propose_grant(self, who: Principal, call_id: str, *, via: str, **bounds: Any) -> Grant:
+        """From a held call one may see. bounds: as `Grants.propose`, which says what it raises."""
+        await self.hold(who, call_id)
+        return await self.granting.propose(who, call_id=call_id, via=via, **bounds)
+
+    async def decide_grant(
+        self, who: Principal, grant_id: str, *, decision: GrantDecision, reason: str, via: str
+    ) -> Grant:
+        """Approve, reject or revoke. Raises UnknownHold, and what `Grants.decide` raises."""
+        await self.grant(who, grant_id)
+        return await self.granting.decide(who, grant_id, decision=decision, reason=reason, via=via)
 
     async def decide(
         self,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from broker.errors import Effect
+from broker.model.grant import GrantUse
 from broker.model.hold import Bound, Hold, HoldTerms, Preview
 from broker.model.question import Condition
 from broker.model.quota import Charge, QuotaState
@@ -90,6 +91,7 @@ class Intent:
     sketch_digest: str = ""
     preview: Preview | None = None
     previewed: bytes = b""  # its MCP result as JSON
+    grants: tuple[GrantUse, ...] = ()  # standing grants that cover it: the first that is not used up lets it run
 
     @property
     def bound(self) -> Bound:

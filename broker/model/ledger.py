@@ -62,6 +62,7 @@ KINDS: Mapping[str, str] = {
     "attached": "the same call was sent again while it waits, or waits to be collected",
     "replayed": "a call was sent again with its idempotency key, and was not done again",
     "review": "a person approved, rejected or withdrew a held call",
+    "grant": "a standing grant was proposed, confirmed, rejected or revoked",
     "review_refused": "a person may not decide, and tried to",
     "expiry": "nobody decided in time",
     "withdrawal": "the broker withdrew a held call: what was asked for is no longer what would be done",

@@ -50,6 +50,7 @@ from broker.model.sketch import Sketch
 from broker.pipeline import held_call, limits, recorder, replay
 from broker.pipeline.desk import Desk
 from broker.pipeline.dispatch import GRACE_S, Patience, as_broker_error, dispatch, sketch
+from broker.pipeline.granting import Grants
 from broker.pipeline.tally import Tally
 from broker.policies.rule import Verdict
 from broker.ports import Backend, Clock, Store, Watch
@@ -64,11 +65,20 @@ class Pipeline:
     """backends: looked up at each dispatch, so a reload may change the mapping. calls: most calls at once."""
 
     def __init__(
-        self, *, shelf: Shelf, store: Store, desk: Desk, backends: Mapping[str, Backend], clock: Clock, calls: int
+        self,
+        *,
+        shelf: Shelf,
+        store: Store,
+        desk: Desk,
+        grants: Grants,
+        backends: Mapping[str, Backend],
+        clock: Clock,
+        calls: int,
     ) -> None:
         self._shelf = shelf
         self._store = store
         self._desk = desk
+        self._grants = grants
         self._backends = backends
         self._clock = clock
         self._room = calls
@@ -312,6 +322,7 @@ class Pipeline:
             sketch=shown,
             mac=self._store.mac,
             derived=replay.derived_of(call, entry),
+            grants=await self._grants.uses(call, entry, verdict, now_ms) if verdict.outcome == "hold" else (),
         )
         admission = await self._committed(intent)
         _lap(call, "admit", began)

@@ -17,6 +17,7 @@ from broker.errors import BackendError, BrokerError
 from broker.model.answer import Answer
 from broker.model.call import Call
 from broker.model.canonical import canonical, digest_of
+from broker.model.grant import GrantUse
 from broker.model.hold import HoldTerms
 from broker.model.invocation import Intent, Outcome
 from broker.model.principal import Principal
@@ -39,6 +40,7 @@ def intent(
     sketch: Sketch | None = None,
     derived: tuple[str, int] = ("", 0),
     mac: Mac,
+    grants: tuple[GrantUse, ...] = (),
 ) -> Intent:
     """What is committed before anything leaves. entry is None when the tool could not be resolved. key: as sent.
     sketch: of a call that is to be held. derived: the key its tool makes of the arguments, and how long it stands, in
@@ -83,6 +85,7 @@ def intent(
         sketch_digest=sketch.digest if sketch else "",
         derived=derived[0],
         derived_ms=derived[1],
+        grants=grants,
     )
 
 

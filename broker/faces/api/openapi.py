@@ -12,6 +12,7 @@ from typing import Any, get_args
 from broker.faces.api.errors import STATUS
 from broker.faces.api.inputs import schema_of
 from broker.faces.api.operations import OPERATIONS, STATES, Operation
+from broker.model.grant import GRANT_TRANSITIONS
 from broker.model.quota import QuotaKind
 
 ALWAYS = ("malformed_request", "unauthenticated", "record_unavailable", "internal")
@@ -83,6 +84,17 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
         preview={"anyOf": [{"type": "null"}, _ref("Preview")]},
         edited_by=_TEXT,
     ),
+    "Grant": _object(
+        grant_id=_TEXT,
+        state={"enum": list(GRANT_TRANSITIONS)},
+        **dict.fromkeys(("at_ms", "changed_at_ms", "until_ms", "count", "used", "spent", "total"), _COUNT),
+        **dict.fromkeys(("tenant", "agent", "issuer", "user", "tool", "definition", "rule", "when", "amount"), _TEXT),
+        **dict.fromkeys(("reason", "from_hold", "ended_by", "ended_reason", "objection"), _TEXT),
+        quorum={"type": "integer", "minimum": 2},
+        approvals={"type": "array", "items": _ref("Approval")},
+        may_decide=_FLAG,
+    ),
+    "Grants": _list("Grant"),
     "Approval": _object(reviewer=_TEXT, reason=_TEXT, at_ms=_COUNT, via=_TEXT),
     "Preview": _object(tool=_TEXT, call_id=_TEXT, digest=_TEXT, failed=_TEXT),
     "Sketch": _object(method=_TEXT, target=_TEXT, headers={"type": "array", "items": _TEXT}, body=_TEXT, digest=_TEXT),

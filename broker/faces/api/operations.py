@@ -12,6 +12,7 @@ from typing import Any, cast, get_args
 from broker.errors import InvalidArguments
 from broker.faces.office import Offered, Office
 from broker.faces.words import as_document, timeline
+from broker.model.grant import Grant, GrantDecision
 from broker.model.hold import Hold
 from broker.model.invocation import Invocation, InvocationQuery, State
 from broker.model.principal import Principal
@@ -88,6 +89,39 @@ async def _decide(asked: Asked, *, approve: bool) -> Any:
         arguments=asked.body.get("arguments"),
     )
     return _held(asked, decided)
+
+
+async def list_grants(asked: Asked) -> Any:
+    found = await asked.office.grants(asked.who, ended=bool(asked.query.get("ended", False)))
+    return {"items": [_grant(asked, one) for one in found]}
+
+
+async def propose_grant(asked: Asked) -> Any:
+    bounds = {name: asked.body[name] for name in _BOUNDS if name in asked.body}
+    return _grant(asked, await asked.office.propose_grant(asked.who, asked.path["id"], via="api", **bounds))
+
+
+async def approve_grant(asked: Asked) -> Any:
+    return await _decide_grant(asked, "approve")
+
+
+async def reject_grant(asked: Asked) -> Any:
+    return await _decide_grant(asked, "reject")
+
+
+async def revoke_grant(asked: Asked) -> Any:
+    return await _decide_grant(asked, "revoke")
+
+
+async def _decide_grant(asked: Asked, decision: GrantDecision) -> Any:
+    reason = asked.body.get("reason", "")
+    decided = await asked.office.decide_grant(asked.who, asked.path["id"], decision=decision, reason=reason, via="api")
+    return _grant(asked, decided)
+
+
+def _grant(asked: Asked, grant: Grant) -> dict[str, Any]:
+    objection = asked.office.granting.objection(asked.who, grant) if grant.state == "proposed" else ""
+    return {**asdict(grant), "may_decide": grant.state == "proposed" and not objection, "objection": objection}
 
 
 async def list_invocations(asked: Asked) -> Any:
@@ -221,6 +255,15 @@ _OF_QUOTAS: Mapping[str, Mapping[str, Any]] = {
 }
 _OTHER = {"type": "object", "description": "Approve with these arguments instead; the caller is told."}
 _REASON = {"reason": {"type": "string", "maxLength": 1000}}
+_BOUNDS: Mapping[str, Mapping[str, Any]] = {
+    "when": {"type": "string", "minLength": 1, "maxLength": 2048, "description": "CEL over `args`; absent: any."},
+    "count": {"type": "integer", "minimum": 1, "maximum": 100_000, "description": "Most calls."},
+    "until_ms": {**_TIME, "description": "When it ends, milliseconds since 1970, UTC."},
+    "amount": {"type": "string", "maxLength": 2048, "description": "CEL: what one call costs."},
+    "total": {"type": "string", "maxLength": 32, "description": "The most all calls cost together, a decimal."},
+    "any_user": {"type": "boolean", "description": "For whoever the agent acts for, not this user alone."},
+    "reason": {"type": "string", "maxLength": 1000},
+}
 _DECIDING = ("forbidden", "unknown_hold", "conflict")
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -239,6 +282,26 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "POST", "/api/holds/{id}/deny", "denyHold", "Deny: the call never runs; the reason is sent to the agent.",
         deny, "Hold", body=_REASON, required=("reason",), codes=_DECIDING,
+    ),
+    Operation(
+        "POST", "/api/holds/{id}/grant", "proposeGrant", "Propose a standing grant for calls like this one.",
+        propose_grant, "Grant", body=_BOUNDS, required=("count", "until_ms"), codes=(*_DECIDING, "invalid_arguments"),
+    ),
+    Operation(
+        "GET", "/api/grants", "listGrants", "Standing grants you may see; with `ended` those that ended, too.",
+        list_grants, "Grants", parameters={"ended": {"type": "boolean"}},
+    ),
+    Operation(
+        "POST", "/api/grants/{id}/approve", "approveGrant", "Confirm a proposed grant, as another person.",
+        approve_grant, "Grant", body=_REASON, codes=_DECIDING,
+    ),
+    Operation(
+        "POST", "/api/grants/{id}/reject", "rejectGrant", "Reject a proposed grant.",
+        reject_grant, "Grant", body=_REASON, required=("reason",), codes=_DECIDING,
+    ),
+    Operation(
+        "POST", "/api/grants/{id}/revoke", "revokeGrant", "Revoke a grant; it covers no call from then on.",
+        revoke_grant, "Grant", body=_REASON, required=("reason",), codes=_DECIDING,
     ),
     Operation(
         "GET", "/api/invocations", "listInvocations", "Calls you may see, newest first.",

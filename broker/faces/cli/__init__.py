@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
         "holds": "broker.faces.cli.holds:holds",
         "approve": "broker.faces.cli.review:approve",
         "deny": "broker.faces.cli.review:deny",
+        "grants": "broker.faces.cli.grants:app",
     },
     "Records": {
         "log": "broker.faces.cli.log:log",

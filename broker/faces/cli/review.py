@@ -120,7 +120,7 @@ async def _decide(
     # Other arguments are judged by the catalog; a decision on what is there needs none.
     async with house.tooled(config) if changes else house.deciding(config) as broker:
         invocation = await find(broker.store, hold, held_only=True)
-        person = await _account(broker, account, stdin=stdin) if account else _operator(broker)
+        person = await person_of(broker, account, stdin=stdin)
         decided = await broker.desk.review(
             invocation.call_id,
             approve=approved,
@@ -239,6 +239,11 @@ def system_user() -> str:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return f"uid-{os.getuid()}"
+
+
+async def person_of(broker: Broker, account: str, *, stdin: bool) -> Principal:
+    """Who decides: this account, or without one the system's user. Raises Forbidden."""
+    return await _account(broker, account, stdin=stdin) if account else _operator(broker)
 
 
 def _operator(broker: Broker) -> Principal:

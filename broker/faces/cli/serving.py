@@ -212,6 +212,7 @@ def _office(broker: Broker) -> Office:
         settings=broker.settings,
         store=broker.store,
         desk=broker.desk,
+        granting=broker.grants,
         shelf=broker.shelf,
         backends=broker.backends,
         clock=broker.clock,

@@ -8,14 +8,14 @@ call id that exists, which no client can choose, is found out after something wa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from broker.errors import Conflict
 from broker.model.canonical import canonical, digest_of
 from broker.model.invocation import Admission, Intent, Invocation
 from broker.model.quota import QuotaState, room
-from broker.stores.sqlite import hold, idempotency, payloads, quota
+from broker.stores.sqlite import grant, hold, idempotency, payloads, quota
 from broker.stores.sqlite.transaction import Transaction, Undo
 
 _INSERT = """insert into invocation (call_id, state, at_ms, changed_at_ms, face, agent, "user", tenant, issuer,
@@ -68,6 +68,8 @@ def _hold(tx: Transaction, intent: Intent, first: str) -> Admission:
     if attached is not None:
         idempotency.take(tx, intent, attached.call_id)
         return Admission("attached", invocation=attached)
+    if intent.grants and (granted := _granted(tx, intent)) is not None:
+        return granted
     over = hold.over_cap(tx, intent)
     if over is not None:
         return _over(tx, intent, over)
@@ -79,6 +81,25 @@ def _hold(tx: Transaction, intent: Intent, first: str) -> Admission:
         return _over(tx, intent, over)
     _write(tx, intent, "held", states=states, first=first, facts={"hold": hold.columns(intent, later)})
     return Admission("held", quotas=states, invocation=hold.open_(tx, intent, later))
+
+
+def _granted(tx: Transaction, intent: Intent) -> Admission | None:
+    """Let a call run that a rule holds and a standing grant covers; None when none does any more. Its use is counted,
+    and the grant stands in the record as what decided."""
+    tx.db.execute("savepoint granted")
+    used = grant.use(tx, intent.grants, intent.at_ms)
+    if not used:
+        tx.db.execute("release granted")
+        return None
+    states, over = quota.charge(tx, intent.charges, intent.call_id, intent.at_ms, held=False)
+    if over is not None:
+        tx.db.execute("rollback to granted")
+        tx.db.execute("release granted")
+        return _over(tx, intent, over)
+    tx.db.execute("release granted")
+    runs = replace(intent, rule=f"grant/{used}", terms=None)
+    _write(tx, runs, "dispatching", states=states, facts={"grant": used, "held_by": intent.rule})
+    return Admission("dispatching", quotas=states)
 
 
 def _over(tx: Transaction, intent: Intent, over: QuotaState) -> Admission:

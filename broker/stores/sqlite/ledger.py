@@ -39,7 +39,8 @@ from broker.model.ledger import Head, Heads
 SEEN = 16
 RESERVED = frozenset(
     {"chain", "chain_end", "chain_died", "intent", "held", "denied", "attached", "outcome", "review", "claim", "expiry",
-     "recovery", "withdrawal", "collected", "replayed", "payloads_deleted", "payload_read", "erasure", "outage"}
+     "recovery", "withdrawal", "collected", "replayed", "payloads_deleted", "payload_read", "erasure", "outage",
+     "grant"}
 )  # fmt: skip
 
 _APPEND = "insert into entry (chain, seq, at_ms, kind, call_id, body, prev, hash) values (?, ?, ?, ?, ?, ?, ?, ?)"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sqlite_utils import Database, Migrations
 
-from broker.stores.sqlite import spent
+from broker.stores.sqlite import grant, spent
 from broker.stores.sqlite.digest import TABLES as DIGESTS
 from broker.stores.sqlite.follow import TABLES as FOLLOWERS
 
@@ -266,3 +266,9 @@ def free_places(database: Database) -> None:
     database.conn.execute(
         "create index quota_free on quota_counter (touched_at_ms) where kind = 'concurrency' and reserved = 0"
     )
+
+
+@MIGRATIONS()
+def standing_grants(database: Database) -> None:
+    database.conn.execute(grant.TABLE)
+    database.conn.execute(grant.INDEX)

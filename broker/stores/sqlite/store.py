@@ -19,6 +19,7 @@ from uuid_utils import uuid7
 
 from broker.errors import RecordUnavailable
 from broker.model.canonical import canonical
+from broker.model.grant import Grant, GrantReview
 from broker.model.hold import Edit, Review
 from broker.model.invocation import OPEN, Admission, Intent, Invocation, InvocationQuery, Outcome
 from broker.model.ledger import Erased, Heads, Retention, Subject
@@ -41,6 +42,7 @@ from broker.stores.sqlite import (
     statistics,
     sweep,
 )
+from broker.stores.sqlite import grant as grants
 from broker.stores.sqlite import quota as quotas
 from broker.stores.sqlite.database import connect, migrate, unavailable
 from broker.stores.sqlite.ledger import RESERVED, all_heads
@@ -308,6 +310,21 @@ class SqliteStore:
 
     async def result(self, call_id: str) -> bytes | None:
         return await self._read(lambda db: self._unsealed(db, call_id, "result"))
+
+    async def propose_grant(self, grant: Grant) -> Grant:
+        return await self.writer.run(grants.propose, grant)
+
+    async def decide_grant(self, review: GrantReview) -> Grant:
+        return await self.writer.run(grants.decide, review)
+
+    async def grant(self, grant_id: str) -> Grant | None:
+        return await self._read(lambda db: grants.one(db, grant_id))
+
+    async def grants(self, tenant: str | None, *, ended: bool = False, limit: int = 500) -> list[Grant]:
+        return await self._read(lambda db: grants.some(db, tenant, ended=ended, limit=limit))
+
+    async def grants_for(self, tool: str, agent: str) -> list[Grant]:
+        return await self._read(lambda db: grants.covering(db, tool, agent))
 
     async def held(self, call_id: str) -> HeldParts:
         def parts(db: sqlite3.Connection) -> HeldParts:

@@ -1,0 +1,201 @@
+"""Standing grants: proposed from a hold, confirmed by another person, used exactly so often, revoked at once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from broker.assembly import Broker
+from broker.errors import Conflict, Forbidden, Held, InvalidArguments
+from broker.model.grant import Grant
+from broker.model.principal import Principal
+from broker.verifier import verify
+from tests.records import HOUR
+from tests.world import agent, perform, records, reviewer, settings_in
+
+caller = agent(scopes=["work"], user="ann", issuer="settings")
+STDIO = {"agent": "bot", "user": "ann", "scopes": ["work"]}
+
+TOOLS = """
+kind: backend
+name: notes
+static: {}
+---
+kind: tool
+name: pay
+effect: write
+scopes: [work]
+backend: notes
+input: {type: object, properties: {amount: {type: number}, to: {type: string}}, required: [amount]}
+static: {text: paid}
+---
+kind: policy
+name: money
+tools: [pay]
+rules:
+  - {id: never, when: "args.amount > 1000.0", effect: deny, reason: too much}
+  - {id: ask, effect: hold%s}
+"""
+
+
+@asynccontextmanager
+async def house(folder: Path, rule: str = "") -> AsyncGenerator[Broker]:
+    async with Broker.open(settings_in(folder, TOOLS % rule, stdio=STDIO)) as broker:
+        yield broker
+    assert verify(folder / "broker.db").fault is None
+
+
+async def pay(broker: Broker, amount: float, who: Principal = caller, **more: Any) -> str:
+    """How it ended: its result's text, or the code of the refusal and the hold's id."""
+    try:
+        answer = await perform(broker, "pay", {"amount": amount, **more}, who, may_wait=False)
+    except Held as held:
+        return f"held {held.facts['hold_id']}"
+    return str(answer.content[0]["text"])
+
+
+async def propose(broker: Broker, name: str = "rita", asked: float = 50.0, **bounds: Any) -> Grant:
+    held = (await pay(broker, asked)).removeprefix("held ")
+    given: dict[str, Any] = {
+        "count": 3,
+        "when": "args.amount <= 100.0",
+        "until_ms": broker.clock.now_ms() + HOUR,
+        **bounds,
+    }
+    made = await broker.grants.propose(reviewer(name), call_id=held, via="test", **given)
+    await broker.desk.review(held, approve=False, reviewer=reviewer(), reason="not this one", via="test")
+    return made
+
+
+async def confirm(broker: Broker, grant: Grant, name: str = "raul", decision: Any = "approve") -> Grant:
+    return await broker.grants.decide(reviewer(name), grant.grant_id, decision=decision, reason="fine", via="test")
+
+
+@pytest.mark.anyio
+async def test_a_confirmed_grant_lets_calls_within_its_bounds_run_so_often(tmp_path: Path) -> None:
+    async with house(tmp_path) as broker:
+        grant = await propose(broker)
+        assert (await pay(broker, 10.0)).startswith("held")  # one person is not enough
+        assert (await confirm(broker, grant)).state == "active"
+        assert (await pay(broker, 101.0)).startswith("held")
+        assert [await pay(broker, 20.0 + n) for n in range(3)] == ["paid"] * 3
+        assert (await pay(broker, 30.0)).startswith("held")
+        ran = await records(broker, states=("succeeded",))
+        assert {one.rule for one in ran} == {f"grant/{grant.grant_id}"}
+
+
+@pytest.mark.anyio
+async def test_a_grant_takes_two_persons_and_none_of_them_is_the_caller(tmp_path: Path) -> None:
+    async with house(tmp_path) as broker:
+        grant = await propose(broker)
+        for name in ("rita", "RITA", " ｒｉｔａ"):
+            with pytest.raises(Conflict, match="approved the grant"):
+                await confirm(broker, grant, name)
+        for name in ("ann", "Ann ", "bot"):
+            with pytest.raises(Forbidden, match="Whose calls"):
+                await confirm(broker, grant, name)
+        with pytest.raises(Forbidden, match=r"scope broker\.review"):
+            await broker.grants.decide(
+                reviewer("x", scopes=()), grant.grant_id, decision="approve", reason="", via="test"
+            )
+        with pytest.raises(Forbidden, match="Whose calls"):
+            await propose(broker, "ann", 51.0)
+
+
+@pytest.mark.anyio
+async def test_a_rule_that_asks_three_persons_asks_three_for_a_grant(tmp_path: Path) -> None:
+    async with house(tmp_path, ", quorum: 3") as broker:
+        grant = await propose(broker)
+        assert (await confirm(broker, grant, "raul")).state == "proposed"
+        assert (await pay(broker, 20.0)).startswith("held")
+        assert (await confirm(broker, grant, "ruth")).state == "active"
+        assert await pay(broker, 21.0) == "paid"
+
+
+@pytest.mark.anyio
+async def test_a_revoked_grant_covers_nothing_from_then_on(tmp_path: Path) -> None:
+    async with house(tmp_path) as broker:
+        grant = await confirm(broker, await propose(broker))
+        assert await pay(broker, 20.0) == "paid"
+        revoked = await confirm(broker, grant, "rita", "revoke")
+        assert (revoked.state, revoked.ended_by) == ("revoked", "rita@test")
+        assert (await pay(broker, 21.0)).startswith("held")
+        with pytest.raises(Conflict, match="already revoked"):
+            await confirm(broker, grant, "ruth")
+
+
+@pytest.mark.anyio
+async def test_a_grant_covers_its_own_agent_and_user_and_never_overrides_a_denial(tmp_path: Path) -> None:
+    async with house(tmp_path) as broker:
+        await confirm(broker, await propose(broker, when="true", count=10))
+        assert (await pay(broker, 1.0, agent("other", scopes=["work"], user="ann", issuer="settings"))).startswith(
+            "held"
+        )
+        assert (await pay(broker, 1.0, agent(scopes=["work"], user="bea", issuer="settings"))).startswith("held")
+        assert (await pay(broker, 1.0, agent(scopes=["work"], user="ann", issuer="else"))).startswith("held")
+        with pytest.raises(Forbidden, match="money/never"):
+            await pay(broker, 2000.0)
+        assert await pay(broker, 1.0) == "paid"
+
+
+@pytest.mark.anyio
+async def test_what_all_its_calls_cost_together_has_an_end(tmp_path: Path) -> None:
+    async with house(tmp_path) as broker:
+        grant = await propose(broker, when="true", count=100, amount="args.amount", total="100")
+        await confirm(broker, grant)
+        assert [await pay(broker, amount) for amount in (60.0, 40.0)] == ["paid", "paid"]
+        assert (await pay(broker, 0.000001)).startswith("held")
+        found = await broker.store.grant(grant.grant_id)
+        assert found is not None
+        assert (found.used, found.spent) == (2, 100_000_000)
+
+
+@pytest.mark.anyio
+async def test_many_callers_use_a_grant_exactly_so_often(tmp_path: Path) -> None:
+    async with house(tmp_path) as broker:
+        await confirm(broker, await propose(broker, count=7))
+        ended: list[str] = []
+
+        async def one(number: int) -> None:
+            ended.append((await pay(broker, 1.0 + number))[:4])
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(30):
+                tasks.start_soon(one, number)
+        assert (ended.count("paid"), ended.count("held")) == (7, 23)
+
+
+@pytest.mark.anyio
+async def test_a_grant_is_for_the_tool_and_the_reviewers_it_was_made_for(tmp_path: Path) -> None:
+    async with house(tmp_path) as broker:
+        await confirm(broker, await propose(broker))
+        settings_in(tmp_path, TOOLS % ", reviewers: {groups: [board]}")
+        await broker.reconciler.reload("test")
+        assert (await pay(broker, 20.0)).startswith("held")
+        settings_in(tmp_path, (TOOLS % "").replace("text: paid", "text: bought"))
+        await broker.reconciler.reload("test")
+        assert (await pay(broker, 21.0)).startswith("held")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("bounds", "why"),
+    [
+        ({"when": "args.amount <"}, "do not compile"),
+        ({"when": "args.amount <= 10.0"}, "does not meet the bounds"),
+        ({"count": 0}, "1 to"),
+        ({"until_ms": 5}, "ends in the future"),
+        ({"amount": "args.amount", "total": "x"}, "no decimal"),
+        ({"amount": "args.amount", "total": "1"}, "does not meet the bounds"),
+    ],
+)
+async def test_bounds_that_make_no_sense_are_refused(tmp_path: Path, bounds: dict[str, Any], why: str) -> None:
+    async with house(tmp_path) as broker:
+        with pytest.raises(InvalidArguments, match=why):
+            await propose(broker, **bounds)
+        assert await broker.store.grants(None) == []

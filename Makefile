@@ -30,6 +30,9 @@ test-wire: setup ## what installs through npm: real clients, and the official co
 	echo "$(BIN)/python tests/conformance/run.py"; $(BIN)/python tests/conformance/run.py || status=1; \
 	exit $$status
 
+test-holds: setup ## 500 races of deciders in two processes, 200 holds over five kills; `make test` does a sample
+	BROKER_TEST_HOLDS=all $(BIN)/pytest tests/laws/test_hold_races.py
+
 test-crash: setup ## killed before and after every sync and send; `make test` does a sample of it
 	BROKER_TEST_CRASH=all $(BIN)/pytest tests/stories/test_crash.py
 

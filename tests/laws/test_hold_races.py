@@ -1,0 +1,171 @@
+"""Deciders race in two processes: of approve, deny, expire, withdraw and edit exactly one wins, and the call runs if
+and only if an approval or an edit won, once. What ran is what the backend wrote down itself. `make test-holds` does 500
+rounds and the whole of the second test; `make test` a sample of both."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from collections import Counter
+from collections.abc import Generator
+from pathlib import Path
+from subprocess import PIPE, Popen
+
+import anyio
+import orjson
+import pytest
+
+from broker.errors import Held
+from broker.verifier import verify
+from tests.ledger import Ledger, ledger_backend
+from tests.world import agent, broker_with, perform, records, settings_in
+
+pytestmark = pytest.mark.anyio
+
+LONG = os.environ.get("BROKER_TEST_HOLDS") == "all"
+ROUNDS = 500 if LONG else 24
+HELD, KILLS = (200, 5) if LONG else (24, 2)
+DECISIONS = ("approve", "deny", "expire", "withdraw", "edit")
+RUNS = {"approve", "edit"}
+ROOT = Path(__file__).parents[2]
+
+caller = agent(scopes=["work"], user="ann", issuer="settings")
+MANIFESTS = """
+kind: backend
+name: ledger
+http: {{base_url: "http://127.0.0.1:{port}", allow_private: true}}
+---
+kind: tool
+name: work
+effect: write
+scopes: [work]
+backend: ledger
+input: {{type: object, properties: {{n: {{type: integer}}}}, required: [n]}}
+http: {{method: POST, path: /work}}
+---
+kind: policy
+name: all
+tools: [work]
+rules: [{{id: ask, effect: hold, expires: 1h}}]
+"""
+SETTINGS = {"stdio": {"agent": "bot", "user": "ann", "scopes": ["work"]}, "hold": {"open_per_agent": 1000}}
+
+
+@pytest.fixture
+def ledger() -> Generator[Ledger]:
+    with ledger_backend() as backend:
+        yield backend
+
+
+def decider(folder: Path) -> Popen[bytes]:
+    return Popen([sys.executable, "-m", "tests.decider", str(folder)], stdin=PIPE, stdout=PIPE, cwd=ROOT)
+
+
+def line(process: Popen[bytes]) -> bytes:
+    assert process.stdout is not None
+    read = process.stdout.readline()
+    assert read, f"the process ended with {process.wait()}"
+    return read
+
+
+def tell(process: Popen[bytes], call_id: str, *decisions: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(orjson.dumps({"call_id": call_id, "decisions": decisions}) + b"\n")
+    process.stdin.flush()
+
+
+async def hold(folder: Path, number: int, *, first: int = 0) -> list[str]:
+    """So many held calls, in this order."""
+    async with broker_with(folder, manifests_of(folder), **SETTINGS) as broker:
+        ids: list[str] = []
+        for n in range(first, first + number):
+            with pytest.raises(Held) as error:
+                await perform(broker, "work", {"n": n}, caller, may_wait=False)
+            ids.append(str(error.value.facts["hold_id"]))
+        return ids
+
+
+def manifests_of(folder: Path) -> str:
+    return (folder / "tool_manifests" / "tools.yaml").read_text()
+
+
+async def settled(folder: Path, ids: list[str]) -> dict[str, str]:
+    """Serve until nothing that was approved waits; then how each of these ended."""
+    async with broker_with(folder, manifests_of(folder), **SETTINGS) as broker:
+        with anyio.fail_after(60):
+            while await records(broker, states=("approved", "dispatching")):
+                await broker.store.changed(0.5)
+        found = {one.call_id: one.state for one in await records(broker, limit=10_000)}
+    return {call_id: found[call_id] for call_id in ids}
+
+
+async def test_of_five_decisions_in_two_processes_one_wins_and_the_effect_follows_it(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    settings_in(tmp_path, MANIFESTS.format(port=ledger.server_port), **SETTINGS)
+    ids = await hold(tmp_path, ROUNDS)
+    chance = random.Random(20)
+    winners: dict[str, str] = {}
+    deciders = [decider(tmp_path), decider(tmp_path)]
+    try:
+        for process in deciders:
+            assert line(process) == b"ready\n"
+        for call_id in ids:
+            order = chance.sample(DECISIONS, len(DECISIONS))
+            split = chance.randrange(1, len(order))
+            for process, mine in zip(deciders, (order[:split], order[split:]), strict=True):
+                tell(process, call_id, *mine)
+            won = [name for process in deciders for name in orjson.loads(line(process))["won"]]
+            # What is approved and has not run may still be withdrawn or expire; nothing else follows anything.
+            void = [name for name in won if name in ("withdraw", "expire")]
+            decided = [name for name in won if name not in void]
+            assert won
+            assert len(void) <= 1 >= len(decided), won
+            assert "deny" not in won or not void, won
+            winners[call_id] = (void or decided)[0]
+    finally:
+        for process in deciders:
+            process.kill()
+            process.communicate()
+    states = await settled(tmp_path, ids)
+    ended = {"deny": "rejected", "expire": "expired", "withdraw": "withdrawn", **dict.fromkeys(RUNS, "succeeded")}
+    assert {call_id: ended[name] for call_id, name in winners.items()} == states
+    assert Counter(ledger.received) == Counter(call_id for call_id, name in winners.items() if name in RUNS)
+    assert len(set(winners.values())) >= 4, Counter(winners.values())
+    assert verify(tmp_path / "broker.db").fault is None
+
+
+async def test_holds_outlive_kills_and_what_ran_is_what_was_approved(tmp_path: Path, ledger: Ledger) -> None:
+    settings_in(tmp_path, MANIFESTS.format(port=ledger.server_port), **SETTINGS)
+    ids = await hold(tmp_path, HELD)
+    approved, expiring = ids[: HELD // 2], ids[HELD // 2 : HELD * 3 // 4]
+    half = len(approved) // (KILLS + 1)
+    chance = random.Random(4)
+    for kill in range(KILLS + 1):
+        serving = decider(tmp_path)  # decides, and runs what is approved
+        try:
+            assert line(serving) == b"ready\n"
+            for call_id in approved[kill * half :] if kill == KILLS else approved[kill * half : (kill + 1) * half]:
+                tell(serving, call_id, "approve")
+                assert orjson.loads(line(serving))["won"] == ["approve"]
+            if kill == KILLS:
+                for call_id in expiring:
+                    tell(serving, call_id, "expire")
+                    assert orjson.loads(line(serving))["won"] == ["expire"]
+            await anyio.sleep(chance.random() * 0.1)
+        finally:
+            serving.send_signal(signal.SIGKILL)
+            serving.communicate()
+    states = await settled(tmp_path, ids)
+    arrived = Counter(ledger.received)
+    assert max(arrived.values()) == 1
+    # A broker that was killed between its claim and the answer left a call of which it cannot say whether it was done.
+    unknown = {call_id for call_id in approved if states[call_id] == "outcome_unknown"}
+    assert {call_id for call_id in approved if states[call_id] == "succeeded"} == set(arrived) - unknown
+    assert set(arrived) | unknown == set(approved)
+    assert len(unknown) <= KILLS * 20
+    assert {states[call_id] for call_id in expiring} == {"expired"}
+    assert {states[call_id] for call_id in ids[HELD * 3 // 4 :]} == {"held"}
+    assert verify(tmp_path / "broker.db").fault is None

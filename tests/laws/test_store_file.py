@@ -12,6 +12,7 @@ import pytest
 from broker.errors import RecordUnavailable
 from broker.model.hold import Review
 from broker.ports import Store
+from broker.stores.sqlite.database import APPLICATION_ID
 from tests.records import HOUR, NOW, HandClock, held_intent, intent, open_store, outcome
 
 pytestmark = pytest.mark.anyio
@@ -158,6 +159,18 @@ async def test_a_damaged_header_is_refused_with_how_to_repair(tmp_path: Path, of
     database.write_bytes(sound[:offset] + bytes([sound[offset] ^ 0xFF]) + sound[offset + 1 :])
     assert ".recover" in await refused(tmp_path)
     database.write_bytes(sound)
+    await (await open_store(tmp_path)).aclose()
+
+
+async def test_a_broker_killed_while_it_makes_its_database_can_be_started_again(tmp_path: Path) -> None:
+    """Then the tables are in the log, and the file itself is that of an empty database, without an encoding."""
+    killed = tmp_path / "killed.db"
+    with closing(sqlite3.connect(killed, isolation_level=None)) as db:
+        db.execute("pragma journal_mode = wal")
+        db.execute(f"pragma application_id = {APPLICATION_ID}")
+        for end in ("", "-wal"):
+            (tmp_path / f"broker.db{end}").write_bytes((tmp_path / f"killed.db{end}").read_bytes())
+    assert (tmp_path / "broker.db").read_bytes()[56:60] == bytes(4)
     await (await open_store(tmp_path)).aclose()
 
 

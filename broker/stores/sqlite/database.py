@@ -30,7 +30,8 @@ APPLICATION_ID = 0x42524B52  # "BRKR" at byte 68 of the file, so that a foreign 
 _KEPT: dict[tuple[int, int], int] = {}  # (device, inode) -> descriptor; see `_descriptor`
 
 _MAGIC = b"SQLite format 3\0"
-_FIXED = {20: b"\0", 21: b"\x40\x20\x20", 56: b"\0\0\0\x01"}  # reserved space, payload fractions, UTF-8
+_FIXED = {20: b"\0", 21: b"\x40\x20\x20"}  # reserved space, payload fractions
+_UTF8 = (b"\0\0\0\x01", b"\0\0\0\0")  # the second while the file is empty and its first tables are in the log only
 _REPAIR = (
     "Restore a backup, or salvage what can be read with `sqlite3 {name} .recover | sqlite3 salvaged.db`, put that in "
     "its place and run `broker verify`."
@@ -102,6 +103,7 @@ def check_header(path: Path) -> None:
         and (page == 1 or (page >= 512 and page & (page - 1) == 0))
         and header[18] in (1, 2)
         and header[19] in (1, 2)
+        and header[56:60] in _UTF8
         and all(header[at : at + len(fixed)] == fixed for at, fixed in _FIXED.items())
     )
     if not sound:

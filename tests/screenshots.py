@@ -48,7 +48,38 @@ async def live(house: House) -> str:
     return await house.held("orders_refund", refund("1002", 120, "The armrest is broken"), name="support-bot")
 
 
-PAGES = ("inbox", "hold", "calls", "call", "catalog", "quotas", "agents", "backends", "insight", "record", "me")
+async def granted(house: House, hold_id: str) -> None:
+    """A standing grant that another person has agreed to, and used once."""
+    when = 'args.amount <= 130.0 && args.reason == "The armrest is broken"'
+    until_ms = house.broker.clock.now_ms() + 7 * 86_400_000
+    grant = await house.broker.grants.propose(
+        reviewer("raul"),
+        call_id=hold_id,
+        when=when,
+        count=20,
+        until_ms=until_ms,
+        reason="approved each time",
+        via="console",
+    )
+    await house.broker.grants.decide(reviewer("rosa"), grant.grant_id, decision="approve", reason="", via="console")
+    bot = agent("support-bot", user="ann", scopes=["notes.write"], issuer="settings")
+    await perform(house.broker, "orders_refund", refund("1009", 75, "The armrest is broken"), bot)
+
+
+PAGES = (
+    "inbox",
+    "hold",
+    "grants",
+    "calls",
+    "call",
+    "catalog",
+    "quotas",
+    "agents",
+    "backends",
+    "insight",
+    "record",
+    "me",
+)
 
 
 async def shoot(opened: Window, path: str, name: str) -> None:
@@ -77,7 +108,9 @@ async def main() -> None:
         async with house_with(Path(folder), CALM, stdio=VOUCHED) as house, chromium() as browser:
             house.person("rita")
             house.broker.directory.add_client(Client("support-bot", scopes=frozenset({"notes.write"}), owner="ann"))
+            house.person("raul")
             hold_id = await live(house)
+            await granted(house, hold_id)
             async with window(browser, house) as rita:
                 await shoot_all(rita, hold_id, "")
             async with window(browser, house, color_scheme="dark") as rita:

@@ -224,3 +224,29 @@ async def test_a_reviewer_changes_the_arguments_sees_the_difference_and_the_agen
         )
         assert "60" in str(answer.content)
         assert rita.strange == []
+
+
+async def test_a_grant_is_proposed_by_one_agreed_to_by_another_and_ended(house: House, browser: Browser) -> None:
+    hold_id = await house.held("orders_refund", refund(120))
+    async with window(browser, house) as rita, window(browser, house) as raul:
+        await rita.sign_in("rita", f"/console/holds/{hold_id}")
+        await rita.page.click("text=Let calls like this run without asking")
+        assert "args.amount <= 120" in await rita.page.input_value("#when")
+        await rita.page.fill("#when", "args.amount <= 150")
+        await rita.page.fill("#grant-reason", "always approved")
+        await rita.page.click("text=Propose the grant")
+        await rita.page.wait_for_url("**/console/grants")
+        assert "You have approved it already" in await rita.text()
+        await raul.sign_in("raul", "/console/grants")
+        await raul.page.click("text=Approve this grant")
+        assert "active" in await raul.text()
+        caller = agent("bot", user="ann", scopes=["notes.write"], issuer="settings")
+        answer = await perform(house.broker, "orders_refund", refund(140), caller)
+        assert answer.content[0]["text"] == "refunded"
+        await raul.go("/console/grants")
+        assert "1 of 10 calls used" in await raul.text()
+        await raul.page.fill("input[name=reason]", "no more")
+        await raul.page.click("text=Revoke: calls are held again")
+        await raul.go("/console/grants?ended=1")
+        assert "no more" in await raul.text()
+        assert (rita.strange, raul.strange) == ([], [])

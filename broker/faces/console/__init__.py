@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 PAGES: Mapping[str, tuple[str, str]] = {
     "/console": ("Inbox", "broker.faces.console.pages.inbox:show"),
+    "/console/grants": ("Grants", "broker.faces.console.pages.grants:show"),
     "/console/calls": ("Calls", "broker.faces.console.pages.calls:show"),
     "/console/catalog": ("Catalog", "broker.faces.console.pages.catalog:show"),
     "/console/quotas": ("Quotas", "broker.faces.console.pages.quotas:show"),

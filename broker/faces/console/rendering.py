@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from broker.faces.text import rendered, safe, safe_json
 from broker.faces.words import count, span, who, why
-from broker.model.quota import QuotaState, room
+from broker.model.quota import QuotaState, room, spoken
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -69,6 +69,7 @@ def environment() -> Environment:
         exactly=_exactly,
         tojson_text=_json_text,
         figure=_figure,
+        micro=_micro,
         span=span,
         stamp=_stamp,
         room=_room,
@@ -107,6 +108,11 @@ def _exactly(text: str) -> Markup:
     """JSON that comes back to us from a form: it must mean the same then, so what cannot be seen is written with JSON's
     own escapes and not with ours."""
     return escape(safe_json(text))
+
+
+def _micro(amount: int) -> str:
+    """Millionths as a decimal."""
+    return spoken(amount, "_micro")[0]
 
 
 def _figure(value: float) -> str:

@@ -76,10 +76,13 @@ class Console:
     def routes(self) -> list[Route]:
         shown = [Route(path, self._page(_load(what)), methods=["GET"]) for path, (_, what) in PAGES.items()]
         hold, call = "broker.faces.console.pages.hold", "broker.faces.console.pages.calls"
+        grants = "broker.faces.console.pages.grants"
         return [
             *shown,
             Route("/console/record", self._page(_load(PAGES["/console/record"][1])), methods=["POST"]),
             Route("/console/holds/{id}", self._page(_load(f"{hold}:show")), methods=["GET"]),
+            Route("/console/holds/{id}/grant", self._page(_load(f"{grants}:propose")), methods=["POST"]),
+            Route("/console/grants/{id}/{decision:str}", self._page(_load(f"{grants}:decide")), methods=["POST"]),
             Route("/console/holds/{id}/{decision:str}", self._decision(_load(f"{hold}:decide")), methods=["POST"]),
             Route("/console/calls.json", self._page(_load(f"{call}:as_json")), methods=["GET"]),
             Route("/console/calls.csv", self._page(_load(f"{call}:as_csv")), methods=["GET"]),

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from broker.errors import BrokerError, Conflict, Forbidden, InvalidArguments, Malformed, OverQuota
 from broker.faces.api.errors import STATUS
 from broker.faces.console import rendering
+from broker.faces.console.pages.grants import suggested
 from broker.faces.console.visit import Visit
 from broker.faces.text import rendered
 from broker.faces.words import timeline
@@ -100,6 +101,7 @@ async def _page(
         sketch=sketch,
         body=_cut(visit, sketch.body.split("\n") if sketch is not None and sketch.body else []),
         preview=_cut(visit, rendered(preview)) if preview is not None else None,
+        suggested=suggested(arguments) if same else "",
         editable=whole if same and len(whole) <= EDITED_CHARS else "",
         edited=None if edited is None else orjson.dumps(edited).decode(),
         changes=tuple(changed(arguments, edited)) if edited is not None else await office.changes(found),

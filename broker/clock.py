@@ -9,8 +9,10 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 from time import time
+from typing import TYPE_CHECKING
 
-from broker.settings import Settings
+if TYPE_CHECKING:  # settings bring pydantic, which `broker --help` does not wait for
+    from broker.settings import Settings
 
 
 class SystemClock:

@@ -379,7 +379,8 @@ def test_an_entry_decides_charges_explains_and_keeps(tmp_path: Path) -> None:
         "p/big",
         "quota/money",
     ]
-    assert orjson.loads(entry.kept({"amount": 5, "token": "canary"}) or b"") == {"amount": 5, "token": "[redacted]"}
+    kept = entry.kept({"amount": 5, "token": "canary"}, lambda _path, _value: b"")
+    assert orjson.loads(kept.clear or b"") == {"amount": 5, "token": "[redacted]"}
     assert catalog.may_hold
     assert catalog.all_scopes == {"git.read", "r", "broker.review"} - {"git.read"}
 

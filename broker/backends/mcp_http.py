@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 import httpx2
 import orjson
 
@@ -19,6 +20,8 @@ from broker.backends.exchange import EXCHANGE, Cut, Exchange
 from broker.backends.rejection import rejected
 from broker.backends.transport import USER_AGENT, Wire
 from broker.errors import BrokerError, Unavailable
+
+STANDING_S = 0.5
 
 
 class McpClient(httpx2.AsyncClient):
@@ -51,6 +54,7 @@ class McpClient(httpx2.AsyncClient):
         self._most = most
         self._now_ms = now_ms
         self._on_lost = on_lost
+        self._stands = anyio.Event()  # the server has answered, one way or the other, to the standing stream
 
     async def send(self, request: httpx2.Request, **kwargs: Any) -> httpx2.Response:
         if request.method == "GET":
@@ -58,6 +62,8 @@ class McpClient(httpx2.AsyncClient):
         exchange = EXCHANGE.get()
         if exchange is not None:
             request.headers.update(exchange.send)
+            if exchange.back is not None and "mcp-session-id" in request.headers:
+                await self._standing()
         try:
             response = await self._cut(await super().send(request, **kwargs))
         except Cut as cut:
@@ -99,6 +105,16 @@ class McpClient(httpx2.AsyncClient):
             return await super().send(request, **kwargs)
         finally:
             EXCHANGE.reset(mark)
+            self._stands.set()
+
+    async def _standing(self) -> None:
+        """The SDK opens a session's standing stream beside what is sent, in no order. A server that asks back may do so
+        on that stream, so a call in whose middle it may ask is not sent before the stream stands (or is refused).
+        """
+        if not self._stands.is_set():
+            with anyio.move_on_after(STANDING_S):
+                await self._stands.wait()
+            self._stands.set()
 
     def _failed(self, request: httpx2.Request, exchange: Exchange | None, error: BrokerError) -> httpx2.Response:
         if exchange is not None:

@@ -18,7 +18,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import orjson
 
@@ -52,7 +52,9 @@ def broker(*words: str, cwd: Path, env: Mapping[str, str] | None = None, stdin: 
 
 
 @contextmanager
-def running(*words: str, cwd: Path, env: Mapping[str, str] | None = None) -> Generator[subprocess.Popen[str]]:
+def running(
+    *words: str, cwd: Path, env: Mapping[str, str] | None = None, stderr: int | IO[str] = subprocess.PIPE
+) -> Generator[subprocess.Popen[str]]:
     """`broker WORDS` while it runs; ended by SIGTERM afterwards, and by force when that does not help."""
     process = subprocess.Popen(
         [sys.executable, "-m", "broker", *words],
@@ -60,7 +62,7 @@ def running(*words: str, cwd: Path, env: Mapping[str, str] | None = None) -> Gen
         env=environment(cwd, env),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
     try:

@@ -15,7 +15,7 @@ Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 
 MOST_CONDITIONS = 8
 # For published schemas; `read` is the judge.
-CONDITION = r"^\s*args\.[A-Za-z0-9_.-]+\s*(!=|<=|>=|==|=|<|>)\s*[^\s\u0000][^\n\u0000]*$"
+CONDITION = r"^\s*args\.[A-Za-z0-9_.-]+\s*(!=|<=|>=|==|=|<|>)\s*[^\s\u0000,][^\n\u0000,]*$"
 _CONDITION = re.compile(r"\s*args((?:\.[A-Za-z0-9_-]{1,64}){1,8})\s*(!=|<=|>=|==|=|<|>)\s*(.{1,256}?)\s*")
 _KINDS: Mapping[type, str] = {bool: "true or false", int: "number", float: "number", str: "text"}
 

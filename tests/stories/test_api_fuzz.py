@@ -20,7 +20,12 @@ from tests.stories.test_call import QUOTA, TOOLS
 
 pytestmark = pytest.mark.anyio
 
-EXAMPLES = os.environ.get("BROKER_TEST_FUZZ_EXAMPLES", "25")  # for each operation and phase
+# For each operation and phase. A gate that fails by chance teaches nobody: by default the same requests are made each
+# time; who names a number of examples hunts, with others every time.
+EXAMPLES = os.environ.get("BROKER_TEST_FUZZ_EXAMPLES", "")
+DRAWN = (
+    ["--max-examples", EXAMPLES] if EXAMPLES else ["--max-examples", "25", "--seed", "1", "--generation-deterministic"]
+)
 PATIENCE_S = 600
 OPEN_HOLDS = 12
 SETTINGS = """
@@ -43,7 +48,7 @@ async def test_what_the_description_promises_is_what_the_api_does(house: House, 
     command = [
         str(Path(sys.executable).with_name("st")), "run", f"{house.url}/api/openapi.json",
         "--header", f"Authorization: Bearer {house.token('rita')}",
-        "--checks", "all", "--max-examples", EXAMPLES, "--seed", "1", "--no-color", "--report", "ndjson",
+        "--checks", "all", *DRAWN, "--no-color", "--report", "ndjson",
         "--report-dir", str(tmp_path / "report"),
     ]  # fmt: skip
     with anyio.fail_after(PATIENCE_S):

@@ -7,6 +7,7 @@ without a tool, arguments that the tool's own schema refuses); 400 is for what d
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
@@ -55,4 +56,4 @@ async def test_what_the_description_promises_is_what_the_api_does(house: House, 
         ended = await anyio.run_process(command, check=False, stderr=subprocess.STDOUT, cwd=tmp_path)
     said = ended.stdout.decode(errors="replace")
     assert ended.returncode == 0, said[-20_000:]
-    assert "No issues found" in said, said[-20_000:]
+    assert re.search(r"(\d+) generated, \1 passed", said), said[-20_000:]  # some were made, and all of them passed

@@ -1,4 +1,4 @@
-"""A process that decides on held calls, and runs what is approved: `python -m tests.decider FOLDER`.
+"""A process that decides on held calls, and runs what is approved: `python -m tests.decider FOLDER [--only-decide]`.
 
 Says `ready`, then reads lines of JSON ({call_id, decisions}); makes these decisions at once, and answers which of them
 were accepted. `expire` is a sweep by a clock that has passed the hold's end.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import structlog
 from broker.assembly import Broker
 from broker.errors import Conflict
 from broker.model.hold import Review
-from broker.settings import read_settings
+from broker.settings import Settings, read_settings
 from broker.stores.sqlite import hold
 from tests.world import reviewer
 
@@ -51,10 +53,16 @@ async def decide(broker: Broker, call_id: str, decision: str, won: list[str]) ->
         pass
 
 
+@asynccontextmanager
+async def deciding(settings: Settings) -> AsyncGenerator[Broker]:
+    async with Broker.open(settings, work=False) as broker, broker.reconciler.running():
+        yield broker
+
+
 async def main() -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is what we are asked for
     settings = read_settings(Path(sys.argv[1]) / "broker.yaml", {})
-    async with Broker.open(settings) as broker:
+    async with deciding(settings) if "--only-decide" in sys.argv else Broker.open(settings) as broker:
         print("ready", flush=True)
         while asked := await anyio.to_thread.run_sync(sys.stdin.buffer.readline):
             said = orjson.loads(asked)

@@ -112,6 +112,10 @@ class Connection(HttpToolsProtocol):
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
         self._hangup.tell()
+        # What knows one another would wait for the collector, which seldom looks.
+        if self.cycle:
+            self.cycle.scope["extensions"].pop(ANSWER, None)  # type: ignore[typeddict-item]
+        self.cycle = self.scope = None  # type: ignore[assignment]
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -92,6 +92,7 @@ class Direct:
         self._pipeline = house.pipeline
         self._clock = house.clock
         self._rounds = house.rounds
+        self._on_listed = house.on_listed
         self._server_info = dict(server_info)
         self._meta = orjson.dumps({SERVER_KEY: self._server_info})
         self._quiet: set[Exchange] = set()
@@ -128,6 +129,7 @@ class Direct:
             if found is None:  # the entry is kept beside its JSON, so that its id stays its own
                 found = known[id(entry)] = (entry, orjson.dumps(dict(entry), default=dict))
             pieces.append(found[1])
+        self._on_listed(request.principal, len(listing))
         result = b'{"tools":[%s],"ttlMs":0,"cacheScope":"private"}' % b",".join(pieces)
         await self._exchange(request).finish(200, encoded_body(request.message.id, self._meta, result))
 

@@ -481,6 +481,10 @@ class Store(Protocol):
         """The next entries of these kinds (none named: of all) in order of commit; perhaps none of many looked at."""
         ...
 
+    async def is_new(self, intent: Intent) -> bool:
+        """Of an intent with terms: whether admitting it would ask somebody anew, instead of attaching to its like."""
+        ...
+
     async def held_arguments(self, call_id: str) -> bytes | None:
         """The exact arguments of an open hold, for its reviewer; None when it has ended."""
         ...

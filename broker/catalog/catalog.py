@@ -23,6 +23,7 @@ from broker.model.tool import Tool
 from broker.policies.answer import Shape
 from broker.policies.bucket import Asked
 from broker.policies.idempotency import Derivation
+from broker.policies.preview import PreviewPlan
 from broker.policies.quota import Meter, charges
 from broker.policies.record import Kept, Mac, Redaction
 from broker.policies.rule import Finding, Rules, Verdict
@@ -59,6 +60,7 @@ class Entry:
     facts: Mapping[str, str] = field(default_factory=dict[str, str])  # its `tool.*` values
     policy: str = ""  # digest over every rule, quota, toolset and limit that governs it: a hold is bound to it
     derivation: Derivation | None = None  # of idempotency keys from arguments
+    preview: PreviewPlan | None = None  # of a call of it that is held
     dropped: tuple[str, ...] = ()  # of a resource template: patterns of URIs it does not stand for
 
     def drops(self, uri: str) -> bool:

@@ -18,6 +18,7 @@ from broker.catalog.imports import import_problems, imported
 from broker.catalog.manifest import Declared, Manifests, blocks_of
 from broker.catalog.naming import settle_names
 from broker.catalog.parts import follow_renames, imported_parts, parts_problems, settle_parts
+from broker.catalog.previews import mistakes, planned
 from broker.catalog.selection import Selector
 from broker.catalog.tools import tool_draft
 from broker.document import Loc, did_you_mean
@@ -86,6 +87,8 @@ class _Compilation:
         for draft in drafts:
             self._derivation(draft)
         selector = Selector(drafts, self.manifests.imports, self.plans, absent, sure=not imports_broken)
+        for draft in drafts:
+            self._preview(draft, selector)
         for policy in self.manifests.policies:
             self._policy(policy, selector)
         for one in self.manifests.quotas:
@@ -192,6 +195,22 @@ class _Compilation:
             loc = (*draft.loc, "idempotency", "from")
             said = _Said(draft.declared, loc, "idempotency.from", draft.derivation.references, "required arguments")
             self._judge(said, [draft])
+
+    def _preview(self, draft: Draft, selector: Selector) -> None:
+        """A preview is a call nobody is asked about, so its tool only reads; what it is given is there to be given."""
+        said = draft.preview_said
+        if said is None:
+            return
+        loc = (*draft.loc, "preview")
+        draft.governed.append(digest(said.model_dump(mode="json")))
+        tool = selector.one(draft.declared, (*loc, "tool"), said.tool, self.problems, self.notes)
+        draft.preview = planned(said, draft, tool)
+        for key, message in mistakes(draft.preview, draft, tool) if tool is not None else ():
+            told = f"preview.{key}: {message}"
+            if draft.own:
+                self.problems.append(draft.declared.problem((*loc, key), told))
+            else:  # its server's doing, perhaps; the reviewer is shown that the preview fails
+                self.notes.append(f"{draft.declared.place((*loc, key))}: {draft.name}: {told}")
 
     def _leased(self, declared: Declared[quota.QuotaSpec], meter: quota.Meter, drafts: list[Draft]) -> quota.Meter:
         """A place must not free itself while its call still runs: the lease outlives the longest call."""

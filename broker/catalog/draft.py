@@ -19,6 +19,7 @@ from broker.policies import rule
 from broker.policies.answer import AnswerSpec, Shape
 from broker.policies.expression import References
 from broker.policies.idempotency import Derivation
+from broker.policies.preview import PreviewPlan, PreviewSpec
 from broker.policies.quota import Meter
 from broker.policies.record import Redaction, secret_paths
 from broker.policies.toolset import Audience
@@ -59,6 +60,8 @@ class Draft:
     renamed: bool = False  # by the manifest, on purpose
     dropped: tuple[str, ...] = ()  # of a resource template, see Entry
     derivation: Derivation | None = None  # of idempotency keys
+    preview_said: PreviewSpec | None = None
+    preview: PreviewPlan | None = None  # once all drafts are known
     rules: list[rule.Rule] = field(default_factory=list[rule.Rule])
     meters: list[Meter] = field(default_factory=list[Meter])
     audiences: list[Audience] = field(default_factory=list[Audience])
@@ -99,6 +102,7 @@ class Draft:
             policy=digest([self.governed, self.timeout_s, self.on_collect, _limits(self.answer), everybody, *defaults]),
             dropped=self.dropped,
             derivation=self.derivation,
+            preview=self.preview,
         )
 
     def _tool(self) -> Tool:

@@ -135,6 +135,7 @@ def _draft(
         on_collect=override.run == "on_collect",
         timeout_s=override.caps.timeout or backend_timeout_s(plan),
         derivation=Derivation.compile(override.idempotency),
+        preview_said=override.preview,
         natural=natural,
         renamed=override.rename is not None,
     )

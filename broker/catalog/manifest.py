@@ -19,6 +19,7 @@ from broker.errors import Problem
 from broker.model.tool import INJECTABLE, ToolEffect
 from broker.policies.answer import AnswerSpec, CapsSpec, Usage
 from broker.policies.idempotency import IdempotencySpec
+from broker.policies.preview import PreviewSpec
 from broker.policies.quota import QuotaSpec
 from broker.policies.record import RecordSpec
 from broker.policies.rule import PolicySpec
@@ -98,6 +99,9 @@ class ToolBase(ScopeSpec, AnswerSpec):
     idempotency: IdempotencySpec | None = Field(
         default=None, description="Arguments that name the act, so that a call sent twice is done once."
     )
+    preview: PreviewSpec | None = Field(
+        default=None, description="A safe call made before a held call is shown: a dry run, a quote, a difference."
+    )
     annotations: Annotated[dict[str, Any], AfterValidator(_not_derived)] = Field(
         default={}, description="Further MCP annotations."
     )
@@ -119,6 +123,9 @@ class OverrideSpec(Spec):
     redact: list[str] = Field(default=[], description="Further argument paths that records never keep.")
     idempotency: IdempotencySpec | None = Field(
         default=None, description="Arguments that name the act, so that a call sent twice is done once."
+    )
+    preview: PreviewSpec | None = Field(
+        default=None, description="A safe call made before a held call is shown: a dry run, a quote, a difference."
     )
     usage: Usage = Field(default={}, description="What a call has used: JMESPath over its structured content.")
     output: dict[str, Any] | None = Field(default=None, description="Output schema, instead of the server's.")

@@ -11,7 +11,7 @@ from broker.catalog.draft import Draft
 from broker.catalog.imports import could_bring
 from broker.catalog.manifest import Declared, ImportSpec
 from broker.catalog.parts import parts_could_bring
-from broker.document import did_you_mean
+from broker.document import Loc, did_you_mean
 from broker.errors import Problem
 from broker.policies.spec import Selection
 
@@ -69,16 +69,22 @@ class Selector:
             self._nothing(declared, patterns, problems, notes)
         return found
 
-    def _missing(
-        self, declared: Declared[Any], loc: tuple[str | int, ...], name: str, problems: list[Problem], notes: list[str]
-    ) -> None:
+    def one(
+        self, declared: Declared[Any], loc: Loc, name: str, problems: list[Problem], notes: list[str]
+    ) -> Draft | None:
+        """The tool of this name, from `loc`; a name nobody has is a problem, unless a server may bring it."""
+        if name not in self._by_name:
+            self._missing(declared, loc, name, problems, notes)
+        return self._by_name.get(name)
+
+    def _missing(self, declared: Declared[Any], loc: Loc, name: str, problems: list[Problem], notes: list[str]) -> None:
         if name in self._absent:
             return
         if any(could_bring(spec, name) or parts_could_bring(spec, name) for spec in self._imports):
             notes.append(f"{declared.place(loc)}: there is no tool {name!r} now; a server may still bring it")
         elif self._sure:
             meant = did_you_mean(name, self._by_name)
-            problems.append(declared.problem(loc, f"tools[{loc[-1]}]: there is no tool {name!r}{meant}"))
+            problems.append(declared.problem(loc, f"{_written(loc)}: there is no tool {name!r}{meant}"))
 
     def _nothing(
         self, declared: Declared[Any], patterns: Sequence[str], problems: list[Problem], notes: list[str]
@@ -107,6 +113,11 @@ class Selector:
                     f"owner[{index}]: nobody called {item!r} owns a tool{did_you_mean(item, sorted(known - {''}))}"
                 )
                 problems.append(declared.problem(("owner", index), message))
+
+
+def _written(loc: Loc) -> str:
+    """Where it stands, as its writer would say: `tools[0]`, `preview.tool`."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc).removeprefix(".")
 
 
 def _is_pattern(item: str) -> bool:

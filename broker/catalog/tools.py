@@ -56,6 +56,7 @@ def tool_draft(
         timeout_s=timeout_s,
         on_collect=spec.run == "on_collect",
         derivation=Derivation.compile(spec.idempotency),
+        preview_said=spec.preview,
     )
 
 

@@ -15,6 +15,9 @@ IDEMPOTENCY_META = "dev.broker/idempotencyKey"
 TASK_META = "dev.broker/task"
 """Key of a request's `_meta`: the task the caller says this call is part of. It names a bucket, and decides nothing."""
 
+PREVIEW_FACE = "preview"
+"""The face of a safe call that the broker makes for its caller before a call is held. No person is asked about it."""
+
 Progress = Callable[[float, float | None, str | None], Awaitable[None]]
 """(progress, total, message); never raises for a caller that went away."""
 

@@ -117,8 +117,6 @@ class Edit:
     sealed: bytes = b""  # as in Intent
     macs: tuple[bytes, ...] = ()
     charges: tuple[Charge, ...] = ()
-    preview: Preview | None = None
-    previewed: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,14 +40,14 @@ from broker.errors import (
 )
 from broker.model.answer import Answer
 from broker.model.back import Round
-from broker.model.call import TASK_META, Call
+from broker.model.call import PREVIEW_FACE, TASK_META, Call
 from broker.model.hold import HoldTerms
 from broker.model.invocation import Admission, Intent, Invocation, Outcome
 from broker.model.part import RESOURCE, Part
 from broker.model.principal import Principal
 from broker.model.quota import RESERVING
 from broker.model.sketch import Sketch
-from broker.pipeline import held_call, limits, recorder, replay
+from broker.pipeline import held_call, limits, preview, recorder, replay
 from broker.pipeline.desk import Desk
 from broker.pipeline.dispatch import GRACE_S, Patience, as_broker_error, dispatch, sketch
 from broker.pipeline.granting import Grants
@@ -274,8 +274,8 @@ class Pipeline:
     async def _authorise(self, call: Call, entry: Entry) -> Verdict:
         began = perf_counter_ns()
         verdict = entry.decide(call.principal, call.arguments, self._clock.now_ms())
-        if verdict.outcome == "hold" and call.aside:
-            reason = "No person is asked about a completion or a subscription."
+        if verdict.outcome == "hold" and (call.aside or call.face == PREVIEW_FACE):
+            reason = "No person is asked about a completion, a subscription or a preview."
             verdict = replace(verdict, outcome="deny", reason=reason, terms=None)
         elif verdict.outcome == "hold" and call.round is not None:
             reason = "A call that its server has asked about cannot be held; call again from the beginning."
@@ -308,9 +308,27 @@ class Pipeline:
                 next_step="Try again in a few seconds.",
             )
         began = perf_counter_ns()
+        intent = await self._intent(call, entry, verdict)
+        if entry.preview is not None and await self._asks_anew(intent):
+            shown, previewed = await preview.made(entry, call, self._shelf, self.perform)
+            intent = replace(await self._intent(call, entry, verdict), preview=shown, previewed=previewed)
+        admission = await self._committed(intent)
+        _lap(call, "admit", began)
+        self._told(call, entry, intent, admission.state)
+        if admission.state == "denied":
+            assert admission.over is not None, "a denied admission says which quota"  # noqa: S101 – the port's promise
+            raise limits.refusal(call.name, admission.over)
+        return admission
+
+    async def _asks_anew(self, intent: Intent) -> bool:
+        """Whether a person is going to be asked about this call, as far as one can say before it is committed."""
+        return intent.terms is not None and not intent.grants and await self._store.is_new(intent)
+
+    async def _intent(self, call: Call, entry: Entry, verdict: Verdict) -> Intent:
+        """What is to be committed for a call that may be made or held, as things stand now."""
         now_ms = self._clock.now_ms()
         shown = await self._sketch(call, entry, verdict) if verdict.outcome == "hold" else None
-        intent = recorder.intent(
+        return recorder.intent(
             call,
             entry,
             at_ms=now_ms,
@@ -324,13 +342,6 @@ class Pipeline:
             derived=replay.derived_of(call, entry),
             grants=await self._grants.uses(call, entry, verdict, now_ms) if verdict.outcome == "hold" else (),
         )
-        admission = await self._committed(intent)
-        _lap(call, "admit", began)
-        self._told(call, entry, intent, admission.state)
-        if admission.state == "denied":
-            assert admission.over is not None, "a denied admission says which quota"  # noqa: S101 – the port's promise
-            raise limits.refusal(call.name, admission.over)
-        return admission
 
     async def _sketch(self, call: Call, entry: Entry, verdict: Verdict) -> Sketch:
         """What a reviewer will be shown. What cannot be sent is refused: no person is asked about it."""

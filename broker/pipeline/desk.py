@@ -113,18 +113,17 @@ class Desk:
             return await self._store.review(decision)
         parts = await self._store.held(call_id)
         entry = self._shelf.current.named(invocation.tool)
-        return await self._store.edit(
-            editing.judged(
-                invocation,
-                parts,
-                entry,
-                arguments,
-                decision,
-                backends=self._backends,
-                now_ms=self._clock.now_ms(),
-                mac=self._store.mac,
-            )
+        edit = editing.judged(
+            invocation,
+            parts,
+            entry,
+            arguments,
+            decision,
+            backends=self._backends,
+            now_ms=self._clock.now_ms(),
+            mac=self._store.mac,
         )
+        return await self._store.edit(edit)
 
     def objection(self, hold: Hold, reviewer: Principal) -> str:
         """Why this person may not decide, or ""."""

@@ -15,7 +15,7 @@ import orjson
 from broker.catalog.catalog import Entry
 from broker.errors import AnswerWithheld, BackendError, BrokerError, InFlight, InvalidArguments, OutcomeUnknown
 from broker.model.answer import Answer
-from broker.model.call import IDEMPOTENCY_META, Call
+from broker.model.call import IDEMPOTENCY_META, PREVIEW_FACE, Call
 from broker.model.canonical import canonical, digest_of
 from broker.model.invocation import Invocation
 from broker.ports import Store
@@ -44,7 +44,7 @@ def key_of(call: Call) -> str:
 def derived_of(call: Call, entry: Entry) -> tuple[str, int]:
     """The key that the tool makes of this call's arguments, and how long it stands; ("", 0) when it makes none."""
     derivation = entry.derivation
-    if derivation is None or call.aside:
+    if derivation is None or call.aside or call.face == PREVIEW_FACE:
         return "", 0
     return derivation.key(entry.tool.name, call.arguments), derivation.within_ms
 

@@ -11,6 +11,7 @@ Whether a person may decide is the desk's to say; how many have, is counted here
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -48,12 +49,18 @@ def act(intent: Intent) -> str:
 
 def attach(tx: Transaction, intent: Intent) -> Invocation | None:
     """The hold of the same act that is open, or ended and not yet collected; with an entry that says who joined."""
-    row = tx.db.execute("select call_id from hold where act = ? and collected_at_ms = 0", (act(intent),)).fetchone()
-    if row is None:
+    known = like(tx.db, intent)
+    if known is None:
         return None
     facts = {"attempt": intent.call_id, "face": intent.face, "request_id": intent.request_id}
-    tx.ledger.append("attached", row[0], intent.at_ms, facts)
-    return queries.one(tx.db, row[0])
+    tx.ledger.append("attached", known, intent.at_ms, facts)
+    return queries.one(tx.db, known)
+
+
+def like(db: sqlite3.Connection, intent: Intent) -> str | None:
+    """The id of the hold of the same act that its caller has not been told the end of."""
+    row = db.execute("select call_id from hold where act = ? and collected_at_ms = 0", (act(intent),)).fetchone()
+    return row[0] if row else None
 
 
 def over_cap(tx: Transaction, intent: Intent) -> QuotaState | None:
@@ -258,7 +265,7 @@ def edit(tx: Transaction, edit: Edit) -> Invocation:
         )
     tx.db.execute("release edit")
     approvals = _with((), review)
-    bound = bound_of(edit.bound, edit.policy, edit.sketch_digest, edit.preview, review.reviewer)
+    bound = bound_of(edit.bound, edit.policy, edit.sketch_digest, None, review.reviewer)
     change = {"charges": later, "bound": bound, "votes": [asdict(one) for one in approvals]}
     tx.db.execute(
         "update invocation set arguments_digest = ? where call_id = ?", (edit.arguments_digest, review.call_id)
@@ -266,8 +273,7 @@ def edit(tx: Transaction, edit: Edit) -> Invocation:
     _keep_sealed(tx, review.call_id, "arguments", edit.arguments)
     _keep_sealed(tx, review.call_id, "sketch", edit.sketch)
     _keep_sealed(tx, review.call_id, "changes", edit.changes)
-    if edit.previewed:
-        _keep_sealed(tx, review.call_id, "preview", edit.previewed)
+    tx.db.execute("delete from payload where call_id = ? and part = 'preview'", (review.call_id,))  # of other arguments
     return _decide(
         tx,
         invocation,

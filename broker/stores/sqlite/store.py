@@ -305,6 +305,9 @@ class SqliteStore:
     async def entries_after(self, place: int, kinds: Sequence[str], limit: int) -> Followed:
         return await self._read(lambda db: follow.after(db, place, kinds, limit))
 
+    async def is_new(self, intent: Intent) -> bool:
+        return await self._read(lambda db: hold.like(db, intent) is None)
+
     async def held_arguments(self, call_id: str) -> bytes | None:
         return await self._read(lambda db: self._unsealed(db, call_id, "arguments"))
 

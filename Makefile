@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: demo test setup format test-wire test-crash test-quota bench screenshots clean help
+.PHONY: demo test setup format test-wire test-holds test-crash test-quota test-pages bench screenshots clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -41,6 +41,9 @@ test-quota: setup ## 256 callers in 4 processes, one killed every 2 s; `make tes
 
 bench: setup     ## calls per second, latency, CPU and memory beside others (BENCH=quick: under a minute)
 	$(BIN)/python -m tests.bench.run
+
+test-pages: setup ## first answers of the console with 1,000,000 calls and 1,000 that wait, from the disk
+	$(BIN)/python -m tests.bench.console
 
 setup: $(VENV)/.ready ## the virtual environment in .venv
 

@@ -449,7 +449,8 @@ class Store(Protocol):
         ...
 
     async def edge(self, query: InvocationQuery) -> str:
-        """The id of the oldest call that the query's `scan` lets be looked at; "" when it reaches the first of all."""
+        """The id of the last call that the query's `scan` lets be looked at: the oldest, with `after` the newest; ""
+        when no call lies beyond."""
         ...
 
     async def call_sums(self, within: str, span: Span) -> CallSums:

@@ -40,8 +40,8 @@ from broker.pipeline.reviewers import names
 from broker.ports import Backend, Clock, Directory, QueueCount, Store
 from broker.settings import Settings
 
-SCANNED = 1_000  # records looked through for one page of somebody who may see few of them
-_PAGE = 500
+SCANNED = 1_000  # of what waits, for somebody who may see some of it
+SCAN = 25_000  # calls looked through for one page, where few may fit, so that nobody waits long
 SCANNED_BUCKETS, _PAGE_OF_BUCKETS = 20_000, 1_000  # the same for quotas
 QUEUE_FILTERS = ("tool", "agent", "user", "rule")
 LATELY = 100  # held calls looked through for somebody who may see few of them
@@ -146,19 +146,16 @@ class Office:
     async def page(self, who: Principal, query: InvocationQuery) -> Page:
         """What the query finds of what this person may see, newest first (oldest with `after`), at most query.limit."""
         query = replace(query, within=who.tenant)
-        if self.oversees(who):
-            found = await self.store.invocations(replace(query, limit=query.limit + 1))
-            page = _cut(found, query.limit)
-            return page if page.next or not query.scan else Page(page.items, await self.store.edge(query))
-        seen: list[Invocation] = []
-        going = "after" if query.after else "before"
-        for _ in range(SCANNED // _PAGE):
-            rows = await self.store.invocations(replace(query, limit=_PAGE))
-            seen += [row for row in rows if self.sees(who, row)]
-            if len(seen) > query.limit or len(rows) < _PAGE:
-                return _cut(seen, query.limit)
-            query = replace(query, **{going: rows[-1].call_id})
-        return Page(tuple(seen), getattr(query, going))
+        if not self.oversees(who):
+            query = replace(query, sight=self._sight(who), scan=query.scan or SCAN)
+        found = await self.store.invocations(replace(query, limit=query.limit + 1))
+        items = tuple(one for one in found[: query.limit] if self.sees(who, one))
+        if len(found) > query.limit:
+            return Page(items, found[query.limit - 1].call_id)
+        return Page(items, await self.store.edge(query) if query.scan else "")
+
+    def _sight(self, who: Principal) -> Sight:
+        return Sight(who.key, who.issuer, person(who.user), (*sorted(who.scopes), *sorted(who.groups)))
 
     async def queue(self, who: Principal, query: InvocationQuery) -> Queue:
         """What waits for a decision and this person may see, the soonest to expire first.
@@ -170,8 +167,7 @@ class Office:
             counts = await self.store.queue_counts(InvocationQuery(within=who.tenant))
             found = await self.store.queue(replace(query, limit=query.limit + 1))
             return _queue(query, counts, found)
-        sight = Sight(who.key, who.issuer, (*sorted(who.scopes), *sorted(who.groups)))
-        found = await self.store.queue(InvocationQuery(within=who.tenant, limit=SCANNED, sight=sight))
+        found = await self.store.queue(InvocationQuery(within=who.tenant, limit=SCANNED, sight=self._sight(who)))
         seen = [one for one in found if self.sees(who, one)]
         counts = [QueueCount(one.tool, one.agent, one.user, one.rule, 1) for one in seen]
         fits = [one for one in seen if all(getattr(one, name) == value for name, value in _chosen(query).items())]
@@ -317,11 +313,6 @@ class Office:
         return await self.desk.review(
             call_id, approve=approve, reviewer=who, reason=reason, via=via, arguments=arguments
         )
-
-
-def _cut(found: list[Invocation], limit: int) -> Page:
-    items = tuple(found[:limit])
-    return Page(items, items[-1].call_id if len(found) > limit and items else "")
 
 
 def _queue(query: InvocationQuery, counts: Sequence[QueueCount], found: Sequence[Invocation]) -> Queue:

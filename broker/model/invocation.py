@@ -192,10 +192,11 @@ class Invocation:
 @dataclass(frozen=True, slots=True)
 class Sight:
     """Somebody's eyes. Everything he may see passes, and little else: his own calls, and holds that name one of these
-    scopes or groups."""
+    scopes or groups. user: as `principal.person` has it; "": nobody's name."""
 
     principal_key: str
     issuer: str
+    user: str
     names: tuple[str, ...]
 
 
@@ -221,8 +222,8 @@ class InvocationQuery:
     macs: tuple[bytes, ...] = ()  # only calls with an argument of one of these, see ports.Store.mac
     held_only: bool = False  # only calls that were held at some time
     limit: int = 100
-    scan: int = 0  # look at so many calls at most, the newest before `before`; 0: at all
-    sight: Sight | None = None  # held calls: a first sieve, before it is judged who may see them
+    scan: int = 0  # look at so many calls at most, the newest before `before` or the oldest after `after`; 0: at all
+    sight: Sight | None = None  # a first sieve, before it is judged who may see them
     oldest_first: bool = False
     where: tuple[Condition, ...] = ()  # on arguments that are kept in clear, all of them
     words: str = ""  # all in the arguments that are kept in clear; a word that ends with * stands for its beginnings

@@ -16,7 +16,7 @@ import pytest
 from broker.model.invocation import InvocationQuery
 from tests.consoles import ORDERS
 from tests.premises import PASSWORD, House, house_with
-from tests.world import until_state
+from tests.world import agent, perform, records, until_state
 
 pytestmark = pytest.mark.anyio
 
@@ -235,3 +235,20 @@ async def test_calls_are_filtered_by_their_url_and_a_wrong_filter_is_said(house:
         assert hold_id not in (await http.get("/console/calls?tool=%25' or 1=1 --")).text
         assert (await http.get("/console/calls?state=asleep")).status_code == 400
         assert (await http.get("/console/calls?sort=tool;drop")).status_code == 400
+
+
+async def test_a_person_sees_his_own_calls_however_his_name_is_spelled_and_nobody_elses(house: House) -> None:
+    house.person("raul", ["refunds.review"])
+    calls: dict[str, str] = {}
+    for user in ("ＲAUL", "raul", "paul", ""):  # the first in fullwidth and capitals: the same person
+        await perform(house.broker, "orders_get", {"order_id": "1"}, agent(user=user, issuer=house.url))
+        (calls[user],) = [one.call_id for one in await records(house.broker, limit=1)]
+    async with browsing(house) as http:
+        await sign_in(http, house, "raul")
+        shown = re.findall(r'href="/console/calls/([0-9a-f-]{36})"', (await http.get("/console/calls")).text)
+        assert shown == [calls["raul"], calls["ＲAUL"]]
+        for older in ("", f"?before={calls['raul']}"):
+            table = (await http.get(f"/console/calls.csv{older}")).text
+            assert (calls["raul"] in table) == (not older)
+            assert calls["ＲAUL"] in table
+            assert calls["paul"] not in table and calls[""] not in table

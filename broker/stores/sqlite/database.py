@@ -16,12 +16,14 @@ import sqlite3
 import stat
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from time import monotonic, sleep
 
 from sqlite_utils import Database, Migrations
 
 from broker.errors import RecordUnavailable
+from broker.model.principal import person
 
 BUSY_S = 5.0  # how long a statement waits for another connection's lock
 MIGRATE_S = 30.0  # how long a start waits for another process that migrates
@@ -53,6 +55,7 @@ def connect(path: Path, read_only: bool = False, *, busy_s: float = BUSY_S) -> s
         connection.execute("pragma trusted_schema = off")
         connection.execute("pragma cell_size_check = on")
         connection.execute("pragma temp_store = memory")
+        connection.create_function("person", 1, _person, deterministic=True)
         if not read_only:
             connection.execute("pragma journal_mode = wal")
             connection.execute("pragma synchronous = full")
@@ -62,6 +65,9 @@ def connect(path: Path, read_only: bool = False, *, busy_s: float = BUSY_S) -> s
         connection.close()
         raise
     return connection
+
+
+_person = lru_cache(10_000)(person)  # the same few names again and again
 
 
 def migrate(path: Path, *migrations: Migrations) -> None:

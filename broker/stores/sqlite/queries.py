@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from broker.model.hold import Approval, Hold, Preview
-from broker.model.invocation import OPEN, Invocation, InvocationQuery
+from broker.model.invocation import OPEN, Invocation, InvocationQuery, Sight
 from broker.ports import OpenCalls
 
 _SELECT = """select i.call_id, i.state, i.at_ms, i.changed_at_ms, i.face, i.agent, i."user", i.tenant, i.issuer,
@@ -25,8 +25,8 @@ _OPEN = "i.state in ('held', 'approved', 'dispatching')"  # the condition of tha
 _COUNT_OPEN = f"""select i.state, count(*), min(i.at_ms) from invocation i indexed by invocation_open
     where {_OPEN} group by i.state"""  # noqa: S608 – constants of this file
 _WINDOW = "select count(*) from (select 1 from invocation where at_ms >= ? and at_ms < ? limit ?)"
-_OF_USER = """i.id in (select id from digest_user where "user" = ? union all
-    select id from invocation where id > (select upto from digest_at))"""
+_OF_USER = """i.id in (select id from digest_user where "user" = ? {within} union all
+    select id from invocation where id > (select upto from digest_at) {within})"""
 FEW = 20_000  # rows of a window of time that are looked through one by one
 _EQUAL = {  # filter of InvocationQuery -> its column
     "agent": "i.agent",
@@ -89,22 +89,25 @@ def source_of(db: sqlite3.Connection, query: InvocationQuery) -> str:
     return "invocation i"
 
 
-_BEFORE = "(select id from invocation where call_id = ?)"
-_EDGE = "select call_id, id = (select min(id) from invocation) from invocation"
+_PLACE = "(select id from invocation where call_id = ?)"
 _NEWEST = "(select max(id) + 1 from invocation)"
+_EDGE = "select call_id, id = (select {last}(id) from invocation) from invocation where {scanned} order by id {order}"
 
 
 def edge(db: sqlite3.Connection, query: InvocationQuery) -> str:
     """See ports.Store.edge."""
-    floor, values = _floor(query)
-    row = db.execute(f"{_EDGE} where id >= {floor} order by id limit 1", values).fetchone()
+    scanned, values = _scanned(query, "id")
+    last, order = ("max", "desc") if query.after else ("min", "asc")
+    row = db.execute(f"{_EDGE.format(last=last, order=order, scanned=scanned)} limit 1", values).fetchone()
     return "" if row is None or row[1] else row[0]
 
 
-def _floor(query: InvocationQuery) -> tuple[str, list[Any]]:
-    """The lowest id that may be looked at."""
-    newest, values = (_BEFORE, [query.before]) if query.before else (_NEWEST, [])
-    return f"{newest} - ?", [*values, query.scan]
+def _scanned(query: InvocationQuery, column: str) -> tuple[str, list[Any]]:
+    """Up to where a scan may look."""
+    if query.after:
+        return f"{column} <= {_PLACE} + ?", [query.after, query.scan]
+    newest, values = (_PLACE, [query.before]) if query.before else (_NEWEST, [])
+    return f"{column} >= {newest} - ?", [*values, query.scan]
 
 
 def where(query: InvocationQuery) -> tuple[list[str], list[Any]]:
@@ -117,9 +120,10 @@ def where(query: InvocationQuery) -> tuple[list[str], list[Any]]:
             values.append(wanted)
     if query.code:
         where.append("i.code <> ''")  # lets the partial index be used
-    if query.user:
-        where.append(_OF_USER)
-        values.append(query.user)
+    if query.user:  # the bounds of a scan are said inside too, or all of a person's calls would be gathered first
+        condition, bound = _scanned(query, "id") if query.scan else ("", [])
+        where.append(_OF_USER.format(within=f"and {condition}" if condition else ""))
+        values += [query.user, *bound, *bound]
     if query.states:
         where.append(f"i.state in ({', '.join('?' * len(query.states))})")
         values.extend(query.states)
@@ -135,8 +139,8 @@ def where(query: InvocationQuery) -> tuple[list[str], list[Any]]:
         where.append("i.id > (select id from invocation where call_id = ?)")
         values.append(query.after)
     if query.scan:
-        floor, bound = _floor(query)
-        where.append(f"i.id >= {floor}")
+        condition, bound = _scanned(query, "i.id")
+        where.append(condition)
         values.extend(bound)
     if query.before:
         where.append("i.id < (select id from invocation where call_id = ?)")
@@ -150,6 +154,10 @@ def where(query: InvocationQuery) -> tuple[list[str], list[Any]]:
         values.extend(query.macs)
     if query.held_only:
         where.append("i.call_id in (select call_id from hold)")  # few, beside all records
+    if query.sight is not None:
+        condition, names = _sieve(query.sight)
+        where.append(condition)
+        values.extend(names)
     if query.words:
         where.append("search match ? and i.id not in (select id from search_gone)")  # see source_of
         values.append(_match(query.words))
@@ -158,6 +166,16 @@ def where(query: InvocationQuery) -> tuple[list[str], list[Any]]:
         path, value = "$" + "".join(f'."{step}"' for step in condition.path), condition.value
         values += [path, str(value).lower() if isinstance(value, bool) else value, path]
     return where, values
+
+
+def _sieve(sight: Sight) -> tuple[str, list[Any]]:
+    """One's own calls, and holds that name one; `person` is the identity checks' own (see database.connect)."""
+    named = ['instr(h.scopes || h."groups" || h.terms, ?) > 0'] * len(sight.names)
+    held = f"i.held = 1 and exists (select 1 from hold h where h.call_id = i.call_id and ({' or '.join(named)}))"  # noqa: S608 – constants
+    own = 'i.principal_key = ? or (i.issuer = ? and i."user" <> \'\' and person(i."user") = ?)'
+    quoted = [json.dumps(name, ensure_ascii=False) for name in sight.names]
+    whole = [own, held] if named else [own]
+    return f"({' or '.join(whole)})", [sight.principal_key, sight.issuer, sight.user, *quoted]
 
 
 def _match(words: str) -> str:

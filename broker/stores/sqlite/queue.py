@@ -6,29 +6,24 @@ held calls bound each question. Whole records are read for the few that are show
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from dataclasses import replace
 from typing import Any
 
-from broker.model.invocation import Invocation, InvocationQuery, Sight
+from broker.model.invocation import Invocation, InvocationQuery
 from broker.ports import QueueCount
 from broker.stores.sqlite import queries
 
 _HELD = "i.state = 'held' and i.state in ('held', 'approved', 'dispatching')"  # the second: invocation_open's condition
 _FROM = "from invocation i indexed by invocation_open join hold h on h.call_id = i.call_id"
 _COUNT = 'select i.tool, i.agent, i."user", i.rule, count(*) from invocation i indexed by invocation_open'
-_LATELY = "select i.call_id from invocation i indexed by invocation_held where i.held = 1"
+_LATELY = "select i.call_id from invocation i indexed by {index} where i.held = 1"
 _AFTER = "(h.expires_at_ms, i.call_id) > (select expires_at_ms, call_id from hold where call_id = ?)"
 
 
 def queue(db: sqlite3.Connection, query: InvocationQuery) -> list[Invocation]:
     """See ports.Store.queue."""
     where, values = queries.where(replace(query, after=""))
-    if query.sight is not None:
-        condition, names = _sieve(query.sight)
-        where.append(condition)
-        values.extend(names)
     if query.after:
         where.append(_AFTER)
         values.append(query.after)
@@ -36,13 +31,6 @@ def queue(db: sqlite3.Connection, query: InvocationQuery) -> list[Invocation]:
         f"select i.call_id {_FROM} where {_HELD} and {' and '.join(where)} order by h.expires_at_ms, i.call_id limit ?"
     )
     return _whole(db, sql, (*values, query.limit))
-
-
-def _sieve(sight: Sight) -> tuple[str, list[str]]:
-    named = ['instr(h.scopes || h."groups" || h.terms, ?) > 0'] * len(sight.names)
-    own = "i.principal_key = ? or (i.issuer = ? and i.\"user\" <> '')"
-    quoted = [json.dumps(name, ensure_ascii=False) for name in sight.names]
-    return f"({' or '.join([own, *named])})", [sight.principal_key, sight.issuer, *quoted]
 
 
 def counts(db: sqlite3.Connection, query: InvocationQuery) -> list[QueueCount]:
@@ -55,7 +43,8 @@ def counts(db: sqlite3.Connection, query: InvocationQuery) -> list[QueueCount]:
 def held_lately(db: sqlite3.Connection, query: InvocationQuery) -> list[Invocation]:
     """See ports.Store.held_lately."""
     where, values = queries.where(query)
-    sql = f"{_LATELY} and {' and '.join(where)} order by i.changed_at_ms desc, i.id desc limit ?"
+    lately = _LATELY.format(index="invocation_judged" if query.tool and query.rule else "invocation_held")
+    sql = f"{lately} and {' and '.join(where)} order by i.changed_at_ms desc, i.id desc limit ?"
     return _whole(db, sql, (*values, query.limit))
 
 

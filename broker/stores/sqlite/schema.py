@@ -272,3 +272,11 @@ def free_places(database: Database) -> None:
 def standing_grants(database: Database) -> None:
     database.conn.execute(grant.TABLE)
     database.conn.execute(grant.INDEX)
+
+
+@MIGRATIONS()
+def earlier_decisions(database: Database) -> None:
+    """What people decided on calls of one tool that one rule held, the last first, however many there are of others."""
+    database.conn.execute(
+        "create index invocation_judged on invocation (tenant, tool, rule, changed_at_ms, state) where held = 1"
+    )

@@ -19,7 +19,7 @@ from broker.faces import bodies
 from broker.faces.api.operations import STATES
 from broker.faces.console import rendering
 from broker.faces.console.visit import Visit
-from broker.faces.office import Page
+from broker.faces.office import SCAN, Page
 from broker.faces.text import rendered
 from broker.faces.words import as_document, timeline
 from broker.model.invocation import InvocationQuery, State
@@ -28,7 +28,6 @@ from broker.pipeline.desk import name_of
 FILTERS = ("state", "agent", "user", "tool", "backend", "rule", "code")
 PAGE = 50
 FILE = 200  # calls of a JSON or CSV
-SCAN = 25_000  # calls looked at for one page, so that no filter makes anybody wait
 COLUMNS = (
     "call_id", "at", "state", "agent", "user", "tenant", "tool", "backend", "rule", "code", "effect", "message",
     "duration_ms",

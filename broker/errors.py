@@ -4,10 +4,13 @@
     ├── Refusal              we said no, nothing was dispatched (effect none)
     │   ├── Malformed · Unauthenticated · UnknownTool · InvalidArguments · Forbidden · InsufficientScope(missing)
     │   ├── OverQuota(retry_after_ms) · Overloaded · Held(hold_id, expires_at_ms) · UnknownHold · Conflict · StateSpent
+    │   ├── TaskRequired · UnknownTask
     │   └── Denied · Expired · Withdrawn          how a hold ended without running
     ├── BackendError         the other side failed: Unavailable (none) · Rejected (done) · TimedOut · Broken (unknown)
     ├── AnswerWithheld       it was done, but inspection kept the answer back (done)
     ├── OutcomeUnknown       the broker died while it was under way; nobody can say (unknown)
+    │   └── Cancelled        its caller cancelled it (unknown, or none before anything was sent)
+    ├── Underway             it takes long and goes on as a task; no error of anybody (unknown)
     ├── InFlight             the call of this idempotency key is under way; it was not sent again (unknown)
     ├── RecordUnavailable    the row could not be written first, so nothing was dispatched (none)
     ├── Internal             our bug; details in the log, never to the client
@@ -159,6 +162,18 @@ class StateSpent(Refusal):
     code, stage = "state_spent", "admit"
 
 
+class TaskRequired(Refusal):
+    """The tool takes long and runs as a task only, and the caller takes no tasks."""
+
+    code, stage = "task_required", "validate"
+
+
+class UnknownTask(Refusal):
+    """One and the same answer for a task that does not exist and one that is somebody else's."""
+
+    code, stage = "unknown_task", "resolve"
+
+
 class BackendError(BrokerError):
     code, stage = "backend_error", "dispatch"
 
@@ -210,6 +225,19 @@ class AnswerWithheld(BrokerError):
 
 class OutcomeUnknown(BrokerError):
     code, stage = "outcome_unknown", "record"
+    effect: Effect = "unknown"
+
+
+class Cancelled(OutcomeUnknown):
+    """Its caller cancelled the call while it was under way."""
+
+    code, stage = "cancelled", "dispatch"
+
+
+class Underway(BrokerError):
+    """The call takes long and goes on as a task (fact `call_id`), which its caller asks for. No error of anybody."""
+
+    code, stage = "under_way", "dispatch"
     effect: Effect = "unknown"
 
 

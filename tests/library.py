@@ -182,9 +182,10 @@ class Reading:
 
 @asynccontextmanager
 async def reading(
-    folder: Path, *libraries: Downstream, manifests: str = IMPORT, **keys: Any
+    folder: Path, *libraries: Downstream, manifests: str = IMPORT, issuer: str = "test", **keys: Any
 ) -> AsyncGenerator[Reading]:
-    """libraries: the first is called `library`, the next `library2`, …"""
+    """libraries: the first is called `library`, the next `library2`, … issuer: of callers; a held call of one from
+    "settings" can run, if it is the caller of `stdio`."""
     with anyio.fail_after(50):
         async with AsyncExitStack() as stack:
             documents = [manifests]
@@ -197,13 +198,14 @@ async def reading(
             url, ready = web.url_of(bound), anyio.Event()
             agents = AgentServer(
                 broker.pipeline,
-                Keys(),
+                Keys(issuer),
                 settings,
                 version="1",
                 instructions="",
                 challenge=challenged,
                 base_url=lambda: url,
                 clock=broker.clock,
+                task_keys=lambda: [broker.store.secret("task id")],
             )
             stack.callback(broker.shelf.subscribe(agents.announce_tools_changed))
             broker.reconciler.on_resource_updated.add(agents.resource_updated)

@@ -27,7 +27,9 @@ def tool(name: str, **schema: Any) -> dict[str, Any]:
 
 
 class Tools:
-    """Stands in for the pipeline: a listing for everybody, scopes by tool, and what each call does."""
+    """Stands in for the pipeline: a listing for everybody, scopes by tool, and what each call does; no tasks."""
+
+    tasks: Any = None
 
     def __init__(self) -> None:
         self.tools: list[dict[str, Any]] = [tool("echo"), tool("progress"), tool("wait"), tool("hold"), tool("locked")]
@@ -84,14 +86,15 @@ class Tools:
 class Keys:
     """Stands in for the gatekeeper: the credential is the agent's name, followed by its scopes after dots."""
 
-    def __init__(self) -> None:
+    def __init__(self, issuer: str = "test") -> None:
+        self.issuer = issuer
         self.revoked: set[str] = set()
 
     async def __call__(self, credential: str | None) -> Principal:
         if not credential or credential in self.revoked or credential.startswith("bad"):
             raise Unauthenticated("Refused: this credential is not valid.", next_step="Get another one.")
         agent, *scopes = credential.split("~")
-        return Principal(agent=agent, issuer="test", scopes=frozenset(scopes))
+        return Principal(agent=agent, issuer=self.issuer, scopes=frozenset(scopes))
 
 
 @dataclass(slots=True)

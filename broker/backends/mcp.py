@@ -12,6 +12,7 @@ connection, and in whose rounds, is `mcp_routes`.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
@@ -26,12 +27,13 @@ from broker.backends.credential import Credential, header_name
 from broker.backends.decoding import short, storable
 from broker.backends.mcp_part import fault_of, natural_uri, renamed, request_of
 from broker.backends.spec import REFERENCE, Bytes, Seconds, Section, Tls
-from broker.errors import AnswerWithheld, InvalidArguments, Rejected, Unavailable
+from broker.errors import AnswerWithheld, InvalidArguments, Unavailable
 from broker.model.answer import Answer
-from broker.model.back import INPUT_REQUIRED
+from broker.model.back import INPUT_REQUIRED, beyond
 from broker.model.call import Call
 from broker.model.part import Part
 from broker.model.sketch import Sketch
+from broker.model.task import EXTENSION, TASK
 from broker.model.tool import Tool
 from broker.ports import BackendContext, Health, Offer
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 LAST_CALLS_S = 5.0
 OWN_IDLE_S = 600.0  # an agent's own connection is left when unused for this long; its next call makes it anew
 OWN_PREFIX = "dev.broker"
+TASK_ID_CHARACTERS = 1_024
 CALL_ID_META = f"{OWN_PREFIX}/callId"
 _RESERVED_META = frozenset({"progressToken"})
 
@@ -182,19 +185,24 @@ class McpBackend:
         method, params = _request(tool, arguments, call)
         headers = _headers(call)
         errand = self._errand(
-            method, params, deadline=deadline, timeout_s=timeout_s, headers=headers, progress=_progress(call)
+            method,
+            params,
+            deadline=deadline,
+            timeout_s=timeout_s,
+            headers=headers,
+            progress=_progress(call),
+            further=_further(tool, call),
         )
         async with self._places.place(deadline):
             result = await self._routes.carry(call, errand)
         kind = result.get("resultType", "complete")
+        if call.inquiry is not None:
+            return self._as_it_is(result, f"MCP {method}")
         if kind == INPUT_REQUIRED:
-            return self._asking(result)
+            return self._as_it_is(result, "MCP input required")
+        if kind == TASK and call.takes_task and tool.long is None and not isinstance(tool.action, Part):
+            return self._begun(result)
         result.pop("resultType", None)
-        if kind == "task":
-            raise Rejected(
-                f"Backend {self.name!r} answered with a task, which the broker did not declare and does not relay.",
-                next_step="Ask the tool's owner.",
-            )
         if isinstance(tool.action, Part):
             return self._part_answer(tool.action, result, kind, method)
         return self._answer(result, kind)
@@ -212,12 +220,18 @@ class McpBackend:
             return Sketch(method, " ".join(self._spec.command), (), body)
         return Sketch(method, self._spec.url, (*_headers(call), *((credential,) if credential else ())), body)
 
-    def _asking(self, result: dict[str, Any]) -> Answer:
-        """A server that needs input before it goes on."""
+    def _as_it_is(self, result: dict[str, Any], status: str) -> Answer:
+        """What is no result of the tool: a question, a task, or how a task stands."""
         if fault := storable(result):
             raise self._withheld(f"is not plain JSON: {fault}")
         meta = _passed_on(result.pop("_meta", None))
-        return Answer(meta=meta, more=result, status="MCP input required")
+        return Answer(meta=meta, more=result, status=status)
+
+    def _begun(self, result: dict[str, Any]) -> Answer:
+        """The server goes on by itself and tells the result when it is asked."""
+        if not isinstance(result.get("taskId"), str) or not 0 < len(result["taskId"]) <= TASK_ID_CHARACTERS:
+            raise self._withheld("is a task without an id")
+        return self._as_it_is(result, "MCP task")
 
     def _part_answer(self, part: Part, result: dict[str, Any], kind: str, method: str) -> Answer:
         fault = fault_of(part, result, completing=method == "completion/complete")
@@ -273,7 +287,12 @@ class McpBackend:
 
 def _request(tool: Tool, arguments: Mapping[str, Any], call: Call) -> tuple[str, dict[str, Any]]:
     """Method and params."""
-    if isinstance(tool.action, Part):
+    params: dict[str, Any]
+    if call.inquiry is not None:
+        method, params = call.inquiry.method, {"taskId": call.inquiry.task_id}
+        if method == "tasks/update":
+            params["inputResponses"] = dict(call.inquiry.responses)
+    elif isinstance(tool.action, Part):
         method, params = request_of(tool.action, arguments, call)
     else:
         method, params = "tools/call", {"name": cast("Remote", tool.action).name, "arguments": dict(arguments)}
@@ -284,7 +303,25 @@ def _request(tool: Tool, arguments: Mapping[str, Any], call: Call) -> tuple[str,
 def _headers(call: Call) -> dict[str, str]:
     """The broker's own, where there are headers."""
     headers = {"Idempotency-Key": call.downstream_key, "X-Broker-Call-Id": call.id}
+    if call.inquiry is not None:
+        headers["Mcp-Name"] = _in_header(call.inquiry.task_id)
     return {**headers, "traceparent": call.trace_parent} if call.trace_parent else headers
+
+
+def _in_header(text: str) -> str:
+    """A text as the era's headers carry it (2026-07-28, streamable HTTP, "value encoding")."""
+    plain = text.isascii() and text.isprintable() and text == text.strip() and not text.startswith("=?")
+    return text if plain else f"=?base64?{b64encode(text.encode()).decode()}?="
+
+
+def _further(tool: Tool, call: Call) -> dict[str, Any]:
+    """What the caller declares besides what it may be asked. The tasks extension is between it and the broker where the
+    broker itself makes a task of the call, and where its own connection has none."""
+    further = beyond(call.capabilities)
+    extensions = further.get("extensions")
+    if call.inquiry is None and extensions and (tool.long is not None or not call.takes_task):
+        further["extensions"] = {name: said for name, said in extensions.items() if name != EXTENSION}
+    return further
 
 
 def _is_reserved(key: str) -> bool:

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Errand:
-    """One request as the backend wants it made. deadline: in anyio's clock; timeout_s: the same, as told to people."""
+    """One request as the backend wants it made. deadline: in anyio's clock; timeout_s: the same, as told to people.
+    further: what the caller declares besides what it may be asked; told to servers of the modern era."""
 
     method: str
     params: dict[str, Any]
@@ -43,6 +44,7 @@ class Errand:
     timeout_s: float
     headers: Mapping[str, str]
     progress: Progress | None
+    further: Mapping[str, Any]
 
     async def over(self, link: Link, back: Back | None = None, told: Mapping[str, Any] = {}) -> dict[str, Any]:
         """The raw result. Raises as Link.request."""
@@ -73,23 +75,28 @@ class Routes:
     async def carry(self, call: Call, errand: Errand) -> dict[str, Any]:
         """The raw result; of a modern caller perhaps one that asks for input. Raises BrokerError."""
         declared, back = relayed(call.capabilities), call.back
-        if not declared and call.round is None and (back is None or not back.log_level):
+        asks_nothing = not declared and call.round is None and (back is None or not back.log_level)
+        if asks_nothing and not errand.further:
             return await errand.over(self._shared)
         if back is None or back.session is None:
-            return await self._of_modern(call, errand, declared)
+            return await self._of_modern(call, errand, declared, asks_nothing=asks_nothing)
         return await self._of_session(errand, declared, back, back.session)
 
-    async def _of_modern(self, call: Call, errand: Errand, declared: dict[str, Any]) -> dict[str, Any]:
+    async def _of_modern(
+        self, call: Call, errand: Errand, declared: dict[str, Any], *, asks_nothing: bool
+    ) -> dict[str, Any]:
         responses, state = (call.round.responses, call.round.state) if call.round else (None, None)
         if await self._shared.is_modern(deadline=errand.deadline, timeout_s=errand.timeout_s):
             if responses is not None:
                 errand.params["inputResponses"] = dict(responses)
             if state is not None:
                 errand.params["requestState"] = state
-            result = await errand.over(self._shared, call.back, _told(declared, call.back))
-            if result.get("resultType") == INPUT_REQUIRED:
+            result = await errand.over(self._shared, call.back, _told(errand, declared, call.back))
+            if INPUT_REQUIRED in (result.get("resultType"), result.get("status")):
                 questions(self._backend, result, declared)
             return result
+        if asks_nothing:
+            return await errand.over(self._shared)
         if state is not None:
             return await self._lot.resume(call, state, responses)
         link = self._own.link((call.principal.key, canonical(declared)), declared, None)
@@ -115,7 +122,7 @@ class Routes:
                 self._own.drop(session)
         if not await self._shared.is_modern(deadline=errand.deadline, timeout_s=errand.timeout_s):
             return await errand.over(self._shared, back)
-        first = await errand.over(self._shared, back, _told(declared, back))
+        first = await errand.over(self._shared, back, _told(errand, declared, back))
         if back.ask is None:
             return first
         ask, params = back.ask, errand.params
@@ -129,7 +136,7 @@ class Routes:
 
         async def again(further: Mapping[str, Any]) -> dict[str, Any]:
             errand.params = {**params, **further}
-            return await errand.over(self._shared, back, _told(declared, back))
+            return await errand.over(self._shared, back, _told(errand, declared, back))
 
         return await answered(self._backend, first, patiently, again, declared)
 
@@ -137,9 +144,9 @@ class Routes:
         await self._own.aclose()
 
 
-def _told(declared: dict[str, Any], back: Back | None) -> dict[str, Any]:
+def _told(errand: Errand, declared: dict[str, Any], back: Back | None) -> dict[str, Any]:
     """The reserved `_meta` of one request to a modern server."""
-    told: dict[str, Any] = {CLIENT_CAPABILITIES_META_KEY: declared}
+    told: dict[str, Any] = {CLIENT_CAPABILITIES_META_KEY: {**errand.further, **declared}}
     if back is not None and back.log_level:
         told[LOG_LEVEL_META_KEY] = back.log_level
     return told

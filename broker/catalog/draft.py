@@ -14,6 +14,7 @@ from broker.catalog.manifest import Declared
 from broker.catalog.schema import Checker
 from broker.document import Loc, did_you_mean
 from broker.model.canonical import digest
+from broker.model.task import Long
 from broker.model.tool import RecordMode, Tool, ToolEffect
 from broker.policies import rule
 from broker.policies.answer import AnswerSpec, Shape
@@ -56,6 +57,7 @@ class Draft:
     idempotent: bool
     timeout_s: float
     on_collect: bool = False
+    long: Long | None = None
     natural: str = ""  # an imported tool's name as its server gives it
     renamed: bool = False  # by the manifest, on purpose
     dropped: tuple[str, ...] = ()  # of a resource template, see Entry
@@ -125,6 +127,7 @@ class Draft:
             inject=self.inject,
             idempotent=self.idempotent or self.effect == "read",
             on_collect=self.on_collect,
+            long=self.long,
             timeout_s=self.timeout_s,
             result_bytes=self.answer.caps.result_bytes,
             record=self.record,

@@ -133,6 +133,7 @@ def _draft(
         inject=inject,
         idempotent=idempotent,
         on_collect=override.run == "on_collect",
+        long=None if override.task is None else override.task.compiled,
         timeout_s=override.caps.timeout or backend_timeout_s(plan),
         derivation=Derivation.compile(override.idempotency),
         preview_said=override.preview,

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field, create_model, model_valid
 
 from broker.document import Document, Loc
 from broker.errors import Problem
+from broker.model.task import Long
 from broker.model.tool import INJECTABLE, ToolEffect
 from broker.policies.answer import AnswerSpec, CapsSpec, Usage
 from broker.policies.idempotency import IdempotencySpec
@@ -24,7 +25,7 @@ from broker.policies.quota import QuotaSpec
 from broker.policies.record import RecordSpec
 from broker.policies.rule import PolicySpec
 from broker.policies.scope import Scope, ScopeSpec
-from broker.policies.spec import RESERVED_PREFIX, Name, Spec
+from broker.policies.spec import RESERVED_PREFIX, Name, Seconds, Spec
 from broker.policies.toolset import ToolsetSpec
 from broker.ports import BackendKind
 
@@ -68,6 +69,17 @@ ForeignPart = Annotated[str, AfterValidator(_foreign_part)]
 Inject = dict[Annotated[str, Field(min_length=1, max_length=128)], Injected]
 
 
+class TaskSpec(Spec):
+    """For a tool that may take long: its calls go on as tasks, for clients that take them (the tasks extension)."""
+
+    after: Seconds = Field(default=2.0, ge=0, description="A call that takes longer than this goes on as a task.")
+    required: bool = Field(default=False, description="Clients that take no tasks are refused, not kept waiting.")
+
+    @property
+    def compiled(self) -> Long:
+        return Long(self.after, self.required)
+
+
 class BackendBase(Spec):
     kind: Literal["backend"] = "backend"
     name: ToolName = Field(description="Name of the backend; tools refer to it.")
@@ -87,6 +99,7 @@ class ToolBase(ScopeSpec, AnswerSpec):
         default="on_approval",
         description="When a held call runs: on_approval, or on_collect, for the credential its caller shows then.",
     )
+    task: TaskSpec | None = Field(default=None, description="It may take long; `{}` takes what is usual.")
     backend: str = Field(description="The backend that answers.")
     input: dict[str, Any] | None = Field(
         default=None,
@@ -116,6 +129,7 @@ class OverrideSpec(Spec):
     effect: ToolEffect | None = Field(default=None, description="Its effect.")
     idempotent: bool | None = Field(default=None, description="Whether it is idempotent.")
     run: Run = Field(default="on_approval", description="When a held call runs: on_approval or on_collect.")
+    task: TaskSpec | None = Field(default=None, description="It may take long; `{}` takes what is usual.")
     scopes: list[Scope] | None = Field(default=None, description="Its scopes, instead of the import's.")
     inject: Inject = Field(default={}, description="Arguments filled in from the caller's identity.")
     caps: CapsSpec = Field(default=CapsSpec(), description="Time and size limits.")

@@ -55,6 +55,7 @@ def tool_draft(
         idempotent=spec.idempotent,
         timeout_s=timeout_s,
         on_collect=spec.run == "on_collect",
+        long=None if spec.task is None else spec.task.compiled,
         derivation=Derivation.compile(spec.idempotency),
         preview_said=spec.preview,
     )

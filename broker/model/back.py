@@ -107,6 +107,13 @@ def relayed(capabilities: Mapping[str, Any]) -> dict[str, Any]:
     return {key: capabilities[key] for key in ASKABLE.values() if isinstance(capabilities.get(key), Mapping)}
 
 
+def beyond(capabilities: Mapping[str, Any]) -> dict[str, Any]:
+    """The other part: what servers have to know of a caller, and ask nothing by: extensions, and what is not known
+    here. Not `tasks`, which is of another protocol (the experiment of 2025-11-25) than the extension of that name."""
+    kept = {key: value for key, value in capabilities.items() if key not in ASKABLE.values() and key != "tasks"}
+    return {key: value for key, value in kept.items() if isinstance(value, Mapping)}
+
+
 def undeclared(method: str, params: Mapping[str, Any], capabilities: Mapping[str, Any]) -> dict[str, Any] | None:
     """The capability that asking this needs and the caller did not declare; None when it may be asked.
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from broker.model.back import Back, Round
 from broker.model.principal import Principal
+from broker.model.task import Inquiry
 
 IDEMPOTENCY_META = "dev.broker/idempotencyKey"
 """Key of a request's `_meta`: the client's own name for this call, so that sending it again does not do it again."""
@@ -39,9 +40,12 @@ class Call:
     round: Round | None = None  # what the caller sent along with a call that its server has asked it about
     asked: Literal["tool", "resource", "prompt"] = "tool"  # what `name` names; other than a tool: see model.part
     completing: Mapping[str, Any] | None = None  # `argument` and `context` of completion/complete: values are asked for
+    inquiry: Inquiry | None = None  # about a task of this tool at its server, instead of a call of it
     follow: bool = False  # of a resource: be told of its updates, instead of reading it
     release: Callable[[], None] | None = None  # ends the following; set by the backend
     may_wait: bool = True  # False: a hold answers at once instead of waiting hold.wait_s
+    takes_task: bool = False  # its caller can be told that it goes on as a task, and asks for the result later
+    is_cancelled: bool = False  # its caller asked for that, and was not merely gone
     sent_as: str = ""  # the Idempotency-Key downstream when an earlier attempt of this keyed call was given one
     is_plain: bool = False  # was not held and reserves nothing (Outcome.is_plain); known once it is admitted
     parent_span: str = ""  # where calls are traced: the span of the agent's that it is part of, 16 hex digits
@@ -50,6 +54,8 @@ class Call:
     @property
     def aside(self) -> str:
         """What records put before the name of what was not used itself; a person is never asked about these."""
+        if self.inquiry is not None:
+            return "task:"
         return "completion:" if self.completing is not None else "subscription:" if self.follow else ""
 
     @property

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from broker.model.task import Long
+
 ToolEffect = Literal["read", "write", "destroy"]
 RecordMode = Literal["none", "digest", "hmac", "redacted", "full"]
 
@@ -36,6 +38,7 @@ class Tool:
     inject: tuple[tuple[str, str], ...] = ()  # (argument, one of INJECTABLE)
     idempotent: bool = False
     on_collect: bool = False  # a held call runs when its caller collects it, under the credential shown then
+    long: Long | None = None  # None: its calls are waited for, however long they take
     timeout_s: float = 30.0
     result_bytes: int = 1_048_576
     record: RecordMode = "redacted"

@@ -14,7 +14,8 @@ instead of the refusal it would have recorded: no answer without a record.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter_ns
 from typing import Any
@@ -22,7 +23,6 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import structlog
-from anyio.abc import TaskGroup
 
 from broker.catalog.catalog import Catalog, Entry, PartsListed, Shelf
 from broker.errors import (
@@ -31,10 +31,10 @@ from broker.errors import (
     Forbidden,
     InsufficientScope,
     InvalidArguments,
-    OutcomeUnknown,
     Overloaded,
     RecordUnavailable,
     StateSpent,
+    TaskRequired,
     Unauthenticated,
     UnknownTool,
 )
@@ -47,11 +47,14 @@ from broker.model.part import RESOURCE, Part
 from broker.model.principal import Principal
 from broker.model.quota import RESERVING
 from broker.model.sketch import Sketch
+from broker.model.task import EXTENSION
 from broker.pipeline import held_call, limits, preview, recorder, replay
+from broker.pipeline.apart import Apart, cancelled, underway
 from broker.pipeline.desk import Desk
 from broker.pipeline.dispatch import GRACE_S, Patience, as_broker_error, dispatch, sketch
 from broker.pipeline.granting import Grants
 from broker.pipeline.tally import Tally
+from broker.pipeline.tasks import Tasks
 from broker.policies.rule import Verdict
 from broker.ports import Backend, Clock, Store, Watch
 
@@ -84,7 +87,10 @@ class Pipeline:
         self._room = calls
         self._patience = Patience()
         self._unrecorded: list[Outcome] = []
-        self._apart: TaskGroup | None = None  # while `outlive` runs
+        self._apart = Apart()
+        self.tasks = Tasks(
+            store=store, desk=desk, clock=clock, apart=self._apart, perform=self.perform, run=self.run_held
+        )
         self.tally = Tally()
         self.watch: Watch | None = None  # set by the assembly where calls are traced
 
@@ -145,7 +151,7 @@ class Pipeline:
         On cancel: a call not yet dispatched is recorded as failed with effect none; one under way as outcome_unknown,
         but one with an idempotency key goes on and keeps its answer for whoever asks again.
         """
-        if self._room <= 0:
+        if self._room <= self._apart.alone:
             raise Overloaded(
                 "Refused: the broker has too many calls at once (limit: calls).",
                 next_step="Try again in a second.",
@@ -160,6 +166,8 @@ class Pipeline:
                 return await self._desk.answer(call, self.run_held)
             if call.name in (limits.NAME, limits.RESOURCE_NAME) and not call.aside:
                 return await self._limits(call)
+            if call.inquiry is not None:
+                return await self._inquire(call)
             entry = await self._resolve(call)
             await self._validate(call, entry)
             verdict = await self._authorise(call, entry)
@@ -171,7 +179,8 @@ class Pipeline:
             call.is_plain = not any(state.kind in RESERVING for state in admission.quotas)
             call.sent_as = admission.sent_as
             keyed = entry.derivation is not None or bool(call.meta and replay.key_of(call))
-            answer = await (self._run_apart(entry, call) if keyed else self._run(entry, call, keep_result=False))
+            apart = keyed or (call.takes_task and entry.tool.long is not None)
+            answer = await (self._run_apart(entry, call) if apart else self._run(entry, call, keep_result=False))
             return limits.beside(answer, admission.quotas) if admission.quotas else answer
         finally:
             self._room += 1
@@ -189,50 +198,35 @@ class Pipeline:
         """The same call again, by its idempotency key: never dispatched, whatever became of the first."""
         if known.hold is not None:
             return replay.of_call(await self._desk.wait(call, known, self.run_held), known)
+        if known.state == "dispatching" and call.takes_task and entry.tool.long is not None:
+            raise underway(call.name, known.call_id)
         return await replay.replay(known, self._store, wait_s=entry.tool.timeout_s + GRACE_S)
 
     async def outlive(self) -> None:
-        """Carry on with keyed calls whose callers have gone away, for ever. One per pipeline."""
-        async with anyio.create_task_group() as tasks:
-            self._apart = tasks
-            try:
-                await anyio.sleep_forever()
-            finally:
-                self._apart = None
+        """Carry on with calls whose callers have gone away, for ever. One per pipeline."""
+        await self._apart.outlive()
 
     async def _run_apart(self, entry: Entry, call: Call) -> Answer:
-        """`_run` in a task of the pipeline's own: a caller that goes away has a key to ask again with, so the call goes
-        on, within the tool's deadline, and its answer is kept.
+        """`_run` for a caller that may go away and ask again: by its key, or for the task."""
 
-        On cancel: it still has its place among the calls of this broker. When the broker ends first: as `_run`.
-        """
-        if self._apart is None:
-            return await self._run(entry, call, keep_result=True)
-        ended = anyio.Event()
-        outcome: list[Answer | BrokerError] = []
-        left_alone = False
+        async def run() -> Answer:
+            answer = await self._run(entry, call, keep_result=True)
+            if call.takes_task and not answer.is_final:
+                self.tasks.asked(call, answer)
+            return answer
 
-        async def run() -> None:
-            try:
-                outcome.append(await self._run(entry, call, keep_result=True))
-            except Exception as error:  # noqa: BLE001 – raised again by whoever still waits; `_run` has recorded it
-                outcome.append(as_broker_error(error))
-            finally:
-                ended.set()
-                self._room += left_alone
+        long = entry.tool.long if call.takes_task else None
+        return await self._apart.run(call, run, within_s=math.inf if long is None else long.after_s)
 
-        self._apart.start_soon(run)
-        try:
-            await ended.wait()
-        except anyio.get_cancelled_exc_class():
-            left_alone = not ended.is_set()
-            self._room -= left_alone
-            raise
-        if not outcome:
-            raise _cancelled(begun=True)
-        if isinstance(outcome[0], BrokerError):
-            raise outcome[0]
-        return outcome[0]
+    async def _inquire(self, call: Call) -> Answer:
+        """Ask the tool's server about a task that it began: recorded as a call is, and nothing is charged again."""
+        entry = await self._resolve(call)
+        if missing := sorted(entry.tool.scopes - call.principal.scopes):
+            raise await self._refuse(call, entry, _lacking(call, missing), rule="default")
+        at_ms, version = self._now(), self._shelf.current.version
+        intent = recorder.intent(call, entry, at_ms=at_ms, policy_version=version, mac=self._store.mac)
+        self._told(call, entry, intent, (await self._committed(intent)).state)
+        return await self._run(entry, call, keep_result=False)
 
     async def run_held(self, entry: Entry, call: Call) -> Answer:
         """Dispatch a claimed hold; its result is kept for whoever asks. For the desk's runner only."""
@@ -270,6 +264,14 @@ class Pipeline:
                 faults=list(faults),
             )
             raise await self._refuse(call, entry, refusal)
+        long = entry.tool.long
+        if long is not None and long.required and not call.takes_task and call.face.startswith("mcp-"):
+            refusal = TaskRequired(
+                f"Refused: {call.name} takes long and runs as a task only, and this client did not declare "
+                f"{EXTENSION}. Nothing was done.",
+                next_step="Call it with a client that takes tasks.",
+            )
+            raise await self._refuse(call, entry, refusal)
 
     async def _authorise(self, call: Call, entry: Entry) -> Verdict:
         began = perf_counter_ns()
@@ -284,14 +286,7 @@ class Pipeline:
         if verdict.outcome != "deny":
             return verdict
         if verdict.missing:
-            names = " ".join(verdict.missing)
-            refusal: Forbidden = InsufficientScope(
-                f"Refused: {call.name} needs the scope {names}, which this token does not carry. Nothing was done.",
-                missing=verdict.missing,
-                next_step="Ask for a token with this scope, or ask the operator to grant it.",
-                rule=verdict.rule,
-                missing_scopes=list(verdict.missing),
-            )
+            refusal: Forbidden = _lacking(call, verdict.missing, verdict.rule)
         else:
             refusal = Forbidden(
                 f"Refused: rule {verdict.rule} forbids this call of {call.name}: {verdict.reason} Nothing was done.",
@@ -363,7 +358,7 @@ class Pipeline:
         except anyio.get_cancelled_exc_class():
             _lap(call, "dispatch", began)
             lost = recorder.failed(
-                call.id, _cancelled(begun=begun), at_ms=self._now(), laps_us=call.laps_us, is_plain=call.is_plain
+                call.id, cancelled(call, begun=begun), at_ms=self._now(), laps_us=call.laps_us, is_plain=call.is_plain
             )
             await self._end(call, entry, lost)
             raise
@@ -453,6 +448,11 @@ class Pipeline:
                 self._unrecorded.remove(outcome)  # not before: until it is written nothing new is admitted
 
     @property
+    def room(self) -> int:
+        """How many more calls are taken now."""
+        return self._room - self._apart.alone
+
+    @property
     def unrecorded(self) -> int:
         """Outcomes that wait to be written; while there are any, `/readyz` is red and nothing is admitted."""
         return len(self._unrecorded)
@@ -494,12 +494,15 @@ def _lap(call: Call, stage: str, began_ns: int) -> None:
     call.laps_us[stage] = call.laps_us.get(stage, 0) + (perf_counter_ns() - began_ns) // 1000
 
 
-def _cancelled(*, begun: bool) -> BrokerError:
-    error = OutcomeUnknown("The caller went away while the call was under way; whether it was done is unknown.")
-    if not begun:
-        error = OutcomeUnknown("The caller went away before the call was sent. Nothing was done.")
-        error.effect = "none"
-    return error
+def _lacking(call: Call, missing: Sequence[str], rule: str = "default") -> InsufficientScope:
+    names = " ".join(missing)
+    return InsufficientScope(
+        f"Refused: {call.name} needs the scope {names}, which this token does not carry. Nothing was done.",
+        missing=missing,
+        next_step="Ask for a token with this scope, or ask the operator to grant it.",
+        rule=rule,
+        missing_scopes=list(missing),
+    )
 
 
 def _held(admission: Admission) -> Invocation:

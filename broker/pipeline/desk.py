@@ -153,24 +153,29 @@ class Desk:
         Held when it is not decided in time, otherwise how it ended. On cancel: the hold stays; the caller may collect
         it later.
         """
-        deadline = anyio.current_time() + (self._wait_s if call.may_wait else 0.0)
+        deadline = anyio.current_time() + (self._wait_s if call.may_wait and not call.takes_task else 0.0)
         step, next_progress = 0, anyio.current_time()
         while True:
-            collected = await self._collect(held.call_id, call.principal)
-            open_ = collected.invocation
-            if open_.state == "approved" and open_.hold is not None and open_.hold.on_collect:
-                await self._runner.run_collected(open_, call.principal, run)
-                collected = await self._collect(held.call_id, call.principal)
+            collected = await self.stands(held.call_id, call.principal, run)
             answer = endings.ended(collected)
             if answer is not None:
                 return answer
             now = anyio.current_time()
             if now >= deadline:
-                raise self._still_open(collected.invocation)
+                raise self.still_open(collected.invocation)
             if call.progress and now >= next_progress:
                 step, next_progress = step + 1, now + PROGRESS_EVERY_S
                 await call.progress(step, None, f"Held for approval: {held.hold.reason if held.hold else ''}".strip())
             await self._store.changed(min(PROGRESS_EVERY_S, deadline - now))
+
+    async def stands(self, hold_id: str, principal: Principal, run: Run) -> Collected:
+        """A held call as its caller may see it now; one that its caller collects has run then. Raises UnknownHold."""
+        collected = await self._collect(hold_id, principal)
+        held = collected.invocation
+        if held.state == "approved" and held.hold is not None and held.hold.on_collect:
+            await self._runner.run_collected(held, principal, run)
+            collected = await self._collect(hold_id, principal)
+        return collected
 
     async def answer(self, call: Call, run: Run) -> Answer:
         """`broker_held_call`: the result of a held call, or how it stands; without an id, the caller's open holds. Same
@@ -211,7 +216,7 @@ class Desk:
             raise UnknownHold("You have no held call with this id.", next_step="Use the hold id you were given.")
         return collected
 
-    def _still_open(self, held: Invocation) -> Held:
+    def still_open(self, held: Invocation) -> Held:
         """How an open hold stands; once it is approved nobody but the record can say that nothing has been done."""
         hold, entry = held.hold, self._shelf.current.entries.get(held.tool)
         expires_at_ms = hold.expires_at_ms if hold else 0

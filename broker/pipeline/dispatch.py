@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from broker.catalog.catalog import Entry
 from broker.errors import BrokerError, Internal, TimedOut, Unavailable
@@ -84,7 +84,16 @@ async def dispatch(entry: Entry, call: Call, backends: Mapping[str, Backend], pa
         ) from None
     finally:
         patience.end(task)
-    return entry.shape(answer)
+    return entry.shape(answer) if call.inquiry is None else _inspected(entry, answer)
+
+
+def _inspected(entry: Entry, answer: Answer) -> Answer:
+    """What is told of a task, with the result in it held against all that the tool's own answers are."""
+    result: Any = answer.more.get("result")
+    if not isinstance(result, Mapping):
+        return answer
+    shaped = entry.shape(Answer.from_result(cast("Mapping[str, Any]", result)))
+    return replace(answer, more={**answer.more, "result": shaped.result()})
 
 
 def sketch(entry: Entry, call: Call, backends: Mapping[str, Backend]) -> Sketch:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from examples.demo.house import environment_of, free_port, serve
+from tests.conformance.tasks import OWN_TASKS
 
 AGENT = "conformance"
 SETTINGS = """\
@@ -24,7 +25,7 @@ name: behind
 mcp:
   url: URL
   allow_private: true
-  timeout: 30s
+  timeout: 90s
 ---
 kind: import
 name: everything
@@ -38,11 +39,15 @@ owner: tests
 
 
 @contextmanager
-def broker_before(url: str, directory: Path) -> Generator[str]:
-    """A broker in a process of its own before the server at this URL; gives its own. Raises HouseError."""
+def broker_before(url: str, directory: Path, *, own_tasks: bool = False) -> Generator[str]:
+    """A broker in a process of its own before the server at this URL; gives its own. Raises HouseError.
+
+    own_tasks: it makes tasks of the slow tools itself, where it otherwise passes on those of the server.
+    """
     manifests = directory / "tool_manifests"
     manifests.mkdir(parents=True)
-    (manifests / "everything.yaml").write_text(MANIFESTS.replace("URL", json.dumps(url)), "utf-8")
+    documents = MANIFESTS.replace("URL", json.dumps(url)) + (f"tools:\n{OWN_TASKS}\n" if own_tasks else "")
+    (manifests / "everything.yaml").write_text(documents, "utf-8")
     port = free_port()
     (directory / "broker.yaml").write_text(SETTINGS.format(port=port, agent=AGENT), "utf-8")
     environment = environment_of({"BROKER_CONFIG": str(directory / "broker.yaml")})

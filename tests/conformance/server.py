@@ -3,7 +3,7 @@
 It is what the broker is compared with: the suite runs against it directly and through the broker, and both must say the
 same. Nothing here knows the broker. Prints its URL once it listens; ends with SIGTERM.
 
-    tools       one function each in `tools`, those of several rounds in `rounds`
+    tools       one function each in `tools`, those of several rounds in `rounds`, those that run as tasks in `tasks`
     changes     `test_trigger_tool_change` adds a tool or takes it away again, `test_trigger_prompt_change` a prompt
 """
 
@@ -28,6 +28,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from tests.conformance import rounds
 from tests.conformance.events import Events
 from tests.conformance.rounds import Result, text
+from tests.conformance.tasks import JOBS, Tasks
 from tests.conformance.tools import IMAGE, PNG, TOOLS, Context
 
 RETRY_MS = 100
@@ -62,7 +63,8 @@ _NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}}
 class Everything:
     """The handlers. What can change is here: the further tool and the further prompt, there or not."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_plain: bool) -> None:
+        self.tasks = Tasks(is_plain=is_plain)
         self.bus = InMemorySubscriptionBus()
         self._further = {"tool": False, "prompt": False}
 
@@ -75,6 +77,7 @@ class Everything:
         further = [*rounds.TOOLS, "test_trigger_tool_change", "test_trigger_prompt_change"]
         further += ["test_dynamic_tool"] * self._further["tool"]
         listed += [{"name": name, "description": name.replace("_", " "), "inputSchema": _NOTHING} for name in further]
+        listed += [{"name": name, "description": name, "inputSchema": job.schema} for name, job in JOBS.items()]
         return complete(context, {"tools": listed})
 
     async def call_tool(self, context: Context, _params: mcp_types.CallToolRequestParams) -> Result:
@@ -84,6 +87,8 @@ class Everything:
             return complete(context, rounds.TOOLS[name](params, capabilities(context)))
         if name in TOOLS:
             return complete(context, await TOOLS[name].does(context, params.get("arguments") or {}))
+        if name in JOBS:
+            return complete(context, await self.tasks.call(context, params))
         if name == "test_trigger_tool_change":
             return complete(context, await self._change(context, "tool"))
         if name == "test_trigger_prompt_change":
@@ -178,8 +183,9 @@ def complete(context: Context, result: Result) -> Result:
     return result
 
 
-def build() -> Server[Any]:
-    everything = Everything()
+def build(*, is_plain: bool = False) -> Server[Any]:
+    """is_plain: without tasks of its own."""
+    everything = Everything(is_plain=is_plain)
     hint = CacheHint(ttl_ms=0, scope="private")
     server = Server[Any]("conformance", version="1", cache_hints=dict.fromkeys(CACHED, hint))
     add = server.add_request_handler
@@ -195,6 +201,7 @@ def build() -> Server[Any]:
     add("resources/unsubscribe", mcp_types.UnsubscribeRequestParams, accept)
     add("logging/setLevel", mcp_types.SetLevelRequestParams, accept)
     add("subscriptions/listen", mcp_types.SubscriptionsListenRequestParams, ListenHandler(everything.bus))
+    everything.tasks.register(server)
     server.middleware.append(RequestStateBoundary(RequestStateSecurity.ephemeral(), default_audience="conformance"))
     return server
 
@@ -202,8 +209,10 @@ def build() -> Server[Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=0)
-    listener = socket.create_server(("127.0.0.1", parser.parse_args().port), backlog=128)
-    app = build().streamable_http_app(event_store=Events(), retry_interval=RETRY_MS)
+    parser.add_argument("--plain", action="store_true", help="make no tasks of slow tools")
+    told = parser.parse_args()
+    listener = socket.create_server(("127.0.0.1", told.port), backlog=128)
+    app = build(is_plain=told.plain).streamable_http_app(event_store=Events(), retry_interval=RETRY_MS)
     print(f"http://127.0.0.1:{listener.getsockname()[1]}/mcp", flush=True)
     # h11 takes the white space around a header's value away, as RFC 9110 asks; httptools leaves it at the end
     uvicorn.Server(uvicorn.Config(app, http="h11", log_level="warning")).run(sockets=[listener])

@@ -74,13 +74,15 @@ def run(arguments: Sequence[str], results: Path, further: Mapping[str, str] = {}
     return found
 
 
-def read(results: Path) -> Findings:
-    """All scenarios of one run, from the checks.json of each."""
+def read(results: Path, begins: str = "") -> Findings:
+    """All scenarios of one run whose names begin so, from the checks.json of each."""
     found = Findings(Counter(), Counter(), {}, [])
     for path in sorted(results.rglob("checks.json")):
         named = _STAMPED.match(str(path.parent.relative_to(results)))
         if named is None:
             raise Failed(f"{path.parent.name} does not look like a scenario's results")
+        if not named[1].startswith(begins):
+            continue
         found.scenarios.append(named[1])
         for entry in json.loads(path.read_text("utf-8")):
             _count(found, named[1], entry)

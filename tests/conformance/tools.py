@@ -149,15 +149,6 @@ async def mirrored(_context: Context, arguments: Mapping[str, Any]) -> Result:
     return text(f"region={arguments.get('region')}")
 
 
-async def slow_compute(_context: Context, _arguments: Mapping[str, Any]) -> Result:
-    """At once all the same: this server makes no tasks, and the scenarios only ask that it says so by answering."""
-    return text("42")
-
-
-async def greet(_context: Context, arguments: Mapping[str, Any]) -> Result:
-    return text(f"Hello, {arguments.get('name', 'somebody')}!")
-
-
 SCHEMA_2020_12: Mapping[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "type": "object",
@@ -185,8 +176,6 @@ _HEADER_SCHEMA: Mapping[str, Any] = {
     "type": "object",
     "properties": {"region": {"type": "string", "x-mcp-header": "Region"}},
 }
-_NAME_SCHEMA: Mapping[str, Any] = {"type": "object", "properties": {"name": {"type": "string"}}}
-_SECONDS_SCHEMA: Mapping[str, Any] = {"type": "object", "properties": {"seconds": {"type": "number"}}}
 
 _SIMPLE = {"type": "text", "text": "This is a simple text response for testing."}
 _WITHIN = _resource("test://embedded-resource", "text/plain", "This is an embedded resource content.")
@@ -213,7 +202,5 @@ TOOLS: Mapping[str, Offered] = {
     "test_missing_capability": Offered(missing_capability, "Needs a client that samples"),
     "test_reconnection": Offered(reconnection, "Closes its stream on the way"),
     "test_x_mcp_header": Offered(mirrored, "Has an argument that is mirrored in a header", _HEADER_SCHEMA),
-    "greet": Offered(greet, "Answers at once, for whoever could take a task", _NAME_SCHEMA),
-    "slow_compute": Offered(slow_compute, "Could be a task and is not", _SECONDS_SCHEMA),
     "json_schema_2020_12_tool": Offered(_always(_SIMPLE), "Has a schema of many keywords", SCHEMA_2020_12),
 }

@@ -24,6 +24,7 @@ import broker.faces.mcp as face
 from broker.faces.mcp import agreement, replies, strict
 from broker.faces.mcp.headers import decoded
 from broker.faces.mcp.sdk import BrokerServer, open_sessions, owner, silence
+from broker.model import task
 from broker.model.principal import Principal
 
 FOLDER = Path(face.__path__[0])
@@ -88,7 +89,8 @@ def test_sessions_are_bound_by_the_principal_key_and_by_nothing_else() -> None:
 def test_constants_are_those_of_the_sdk() -> None:
     assert agreement.MODERN == mcp_types.version.MODERN_PROTOCOL_VERSIONS
     assert agreement.HANDSHAKE == mcp_types.version.HANDSHAKE_PROTOCOL_VERSIONS
-    assert dict(agreement.NAMED) == dict(inbound.NAME_BEARING_METHODS)
+    of_tasks = dict.fromkeys(task.METHODS, "taskId")  # an extension's, which the SDK leaves to whoever serves it
+    assert dict(agreement.NAMED) == dict(inbound.NAME_BEARING_METHODS) | of_tasks
     assert dict(inbound.ERROR_CODE_HTTP_STATUS) == replies.HTTP_STATUS
     assert agreement.VERSION_KEY == mcp_types.PROTOCOL_VERSION_META_KEY
     assert agreement.CAPABILITIES_KEY == mcp_types.CLIENT_CAPABILITIES_META_KEY

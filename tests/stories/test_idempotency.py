@@ -381,12 +381,12 @@ async def test_a_keyed_call_goes_on_when_its_client_goes_away_and_its_retry_is_g
             await arrived.wait()
             tasks.cancel_scope.cancel()
         assert [record.state for record in await records(broker)] == ["dispatching"]
-        assert broker.pipeline._room == 1, "it still has its place"  # pyright: ignore[reportPrivateUsage]
+        assert broker.pipeline.room == 1, "it still has its place"
         go_on.set()
         answer = await send(broker, "k")
         assert answer.meta and REPLAYED_META in answer.meta
         assert [record.state for record in await records(broker)] == ["succeeded"]
-        assert broker.pipeline._room == 2  # pyright: ignore[reportPrivateUsage]
+        assert broker.pipeline.room == 2
     assert len(ledger.received) == 1
 
 

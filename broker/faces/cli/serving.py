@@ -117,6 +117,7 @@ async def _faced(broker: Broker) -> AsyncGenerator[AgentServer]:
         on_refused=turned_away,
         on_listed=listed,
         state_keys=lambda: _state_keys(broker),
+        task_keys=lambda: [broker.store.secret("task id")],
     )
     unsubscribe = broker.shelf.subscribe(agents.announce_tools_changed)
     broker.reconciler.on_resource_updated.add(agents.resource_updated)

@@ -9,7 +9,7 @@ What must not live here: what the SDK's handlers do, decisions about calls.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from importlib import import_module
 from secrets import token_bytes
@@ -26,8 +26,10 @@ from broker.faces.mcp.headers import Places
 from broker.faces.mcp.ports import Authenticate, Challenge, Clock, House, Listed, Pipeline, Refused
 from broker.faces.mcp.request import App, Receive, Scope, Send
 from broker.faces.mcp.rounds import Rounds
+from broker.faces.mcp.sealing import Keys
 from broker.faces.mcp.sessions import Audience
 from broker.faces.mcp.standing import Standing
+from broker.faces.mcp.tasks import Tasks
 from broker.model.principal import Principal
 from broker.settings import Settings
 
@@ -63,17 +65,26 @@ class AgentServer:
         clock: Clock | None = None,
         on_refused: Refused = lambda _kind: None,
         on_listed: Listed = lambda _principal, _shown: None,
-        state_keys: Callable[[], Sequence[bytes]] = lambda: [_OWN_KEY],
+        state_keys: Keys = lambda: [_OWN_KEY],
+        task_keys: Keys = lambda: [_OWN_KEY],
     ) -> None:
         """instructions: what a model is told about the whole server. base_url: where clients reach it; asked when a
         request comes, so that a port taken at start is known by then. on_refused: told the kind of each request that
         never became a call. on_listed: told how many tools a caller was shown. state_keys: seal `requestState`
-        (`rounds`); without them a key of this process does.
+        (`rounds`), task_keys the ids of tasks; without them a key of this process does.
         """
         clock = clock or _SystemClock()
-        rounds = Rounds(state_keys, clock)
         self._house = House(
-            pipeline, authenticate, challenge, base_url, settings.limits, clock, on_refused, on_listed, rounds
+            pipeline,
+            authenticate,
+            challenge,
+            base_url,
+            settings.limits,
+            clock,
+            on_refused,
+            on_listed,
+            Rounds(state_keys, clock),
+            Tasks(pipeline, task_keys),
         )
         self._instructions = instructions
         self._server_info = {"name": NAME, "title": TITLE, "version": version}

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from broker.faces.mcp.headers import decoded
 from broker.faces.mcp.strict import Message
+from broker.model.task import METHODS
 
 MODERN = ("2026-07-28",)
 HANDSHAKE = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
@@ -32,7 +33,12 @@ SERVER_KEY = "io.modelcontextprotocol/serverInfo"
 LOG_LEVEL_KEY = "io.modelcontextprotocol/logLevel"
 SUBSCRIPTION_KEY = "io.modelcontextprotocol/subscriptionId"
 
-NAMED: Mapping[str, str] = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+NAMED: Mapping[str, str] = {
+    "tools/call": "name",
+    "prompts/get": "name",
+    "resources/read": "uri",
+    **dict.fromkeys(METHODS, "taskId"),  # SEP-2663, routing headers
+}
 
 
 @dataclass(frozen=True, slots=True)

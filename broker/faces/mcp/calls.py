@@ -15,12 +15,15 @@ import uuid_utils
 
 from broker.errors import (
     BrokerError,
+    Held,
     InsufficientScope,
     Internal,
     Malformed,
     Rejected,
     StateSpent,
+    TaskRequired,
     Unauthenticated,
+    Underway,
     UnknownTool,
 )
 from broker.faces.mcp.agreement import (
@@ -32,18 +35,26 @@ from broker.faces.mcp.agreement import (
     SUBSCRIPTION_KEY,
     VERSION_KEY,
 )
-from broker.faces.mcp.ports import House, Pipeline
+from broker.faces.mcp.ports import House
 from broker.faces.mcp.strict import RequestId
 from broker.faces.refusal import as_result
 from broker.model.answer import Answer
 from broker.model.back import PASSED_ON, Back
 from broker.model.call import Call, Progress
 from broker.model.principal import Principal
+from broker.model.task import EXTENSION, TASK, takes_tasks
+from broker.pipeline import held_call
 
 # Between this client and this server only (1.5 of the protocol's duties of intermediaries): never passed on.
 OWN_META = frozenset({VERSION_KEY, CAPABILITIES_KEY, CLIENT_KEY, LOG_LEVEL_KEY, SUBSCRIPTION_KEY, "progressToken"})
 
 NAME_CHARACTERS = 128
+
+MISSING_CAPABILITY = -32021
+REQUIRED_TASKS: Mapping[str, Any] = {"requiredCapabilities": {"extensions": {EXTENSION: {}}}}
+
+PROTOCOL_ERRORS = (Rejected, StateSpent, TaskRequired)
+"""Errors of which some are JSON-RPC errors (`protocol_error`)."""
 
 TRACE_CHARACTERS = 128
 # W3C Trace Context, section 3.2: version, trace-id, parent-id, flags, and what later versions may append.
@@ -75,6 +86,8 @@ def build_call(
     arguments = cast("dict[str, Any]", raw_arguments or {})
     meta = cast("dict[str, Any]", raw_meta) if isinstance(raw_meta, dict) else {}
     declared: Any = capabilities if capabilities is not None else meta.get(CAPABILITIES_KEY)
+    given = cast("dict[str, Any]", declared) if isinstance(declared, dict) else {}
+    is_modern = back is None or back.session is None
     trace = meta.get("traceparent", trace_parent)
     return Call(
         id=str(uuid_utils.uuid7()),
@@ -86,7 +99,8 @@ def build_call(
         request_id="" if request_id is None else str(request_id),
         trace_parent=_trace_parent(trace),
         meta={key: value for key, value in meta.items() if key not in OWN_META},
-        capabilities=cast("dict[str, Any]", declared) if isinstance(declared, dict) else {},
+        capabilities=given,
+        takes_task=is_modern and name != held_call.NAME and takes_tasks(given),
         progress=progress,
         back=back,
     )
@@ -101,21 +115,29 @@ def _trace_parent(value: object) -> str:
 
 async def perform(house: House, call: Call) -> dict[str, Any]:
     """The tool result of this call, be it an answer or a refusal. Raises as `answered` does."""
-    ended = await answered(house.pipeline, call)
-    return house.rounds.result(ended, call) if isinstance(ended, Answer) else ended
+    ended = await answered(house, call)
+    return as_told(house, ended, call) if isinstance(ended, Answer) else ended
 
 
-async def answered(pipeline: Pipeline, call: Call) -> Answer | dict[str, Any]:
-    """The answer to this call, or the tool result that tells a refusal.
+def as_told(house: House, answer: Answer, call: Call) -> dict[str, Any]:
+    """The answer as a result; what is to be come back with (a state, the id of a task) sealed."""
+    is_task = answer.more.get("resultType") == TASK
+    return house.tasks.relayed(answer, call) if is_task else house.rounds.result(answer, call)
+
+
+async def answered(house: House, call: Call) -> Answer | dict[str, Any]:
+    """The answer to this call, the tool result that tells a refusal, or the task it goes on as.
 
     Raises UnknownTool, InsufficientScope and Unauthenticated, which each transport tells in its own way, and what
     `protocol_error` knows; nothing else. On cancel: the pipeline has recorded the call's end when this leaves.
     """
     try:
-        return await pipeline.perform(call)
+        return await house.pipeline.perform(call)
     except (UnknownTool, InsufficientScope, Unauthenticated):
         raise
     except BrokerError as error:
+        if call.takes_task and isinstance(error, Held | Underway):
+            return await house.tasks.created(error, call)
         if protocol_error(error, call) is not None:
             raise
         return as_result(error, call.id)
@@ -129,6 +151,8 @@ async def answered(pipeline: Pipeline, call: Call) -> Answer | dict[str, Any]:
 def protocol_error(error: BrokerError, call: Call) -> tuple[int, str, Any] | None:
     """Code, message and data of an end that is a JSON-RPC error and no tool result: one that programs act upon, because
     a client library lacks a capability, has to visit a URL, or sent a state along that is good for nothing."""
+    if isinstance(error, TaskRequired) and (call.back is None or call.back.session is None):
+        return MISSING_CAPABILITY, error.sentence, REQUIRED_TASKS
     if isinstance(error, StateSpent):
         return INVALID_PARAMS, error.sentence, {"reason": "invalid_request_state"}
     if not isinstance(error, Rejected):

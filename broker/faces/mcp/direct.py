@@ -22,10 +22,18 @@ import anyio
 import orjson
 import structlog
 
-from broker.errors import Broken, InsufficientScope, Rejected, StateSpent, Unauthenticated, UnknownTool
+from broker.errors import Broken, InsufficientScope, Unauthenticated, UnknownTool
 from broker.faces.connection import ANSWER, HANGUP
 from broker.faces.mcp.agreement import CAPABILITIES_KEY, CLIENT_KEY, INVALID_PARAMS, SERVER_KEY, VERSION_KEY
-from broker.faces.mcp.calls import answered, build_call, modern_result, protocol_error, unknown_tool
+from broker.faces.mcp.calls import (
+    PROTOCOL_ERRORS,
+    answered,
+    as_told,
+    build_call,
+    modern_result,
+    protocol_error,
+    unknown_tool,
+)
 from broker.faces.mcp.ports import House
 from broker.faces.mcp.replies import JSON_LINES, STREAM_HEADERS, encoded_body, error_body, result_body, send_body
 from broker.faces.mcp.request import Request, Send
@@ -89,9 +97,9 @@ class Exchange:
 
 class Direct:
     def __init__(self, house: House, *, server_info: Mapping[str, str]) -> None:
+        self._house = house
         self._pipeline = house.pipeline
         self._clock = house.clock
-        self._rounds = house.rounds
         self._on_listed = house.on_listed
         self._server_info = dict(server_info)
         self._meta = orjson.dumps({SERVER_KEY: self._server_info})
@@ -212,10 +220,10 @@ class Direct:
     async def _ended(self, exchange: Exchange, call: Call, request: Request) -> tuple[int, bytes]:
         request_id = request.message.id
         try:
-            result = await answered(self._pipeline, call)
+            result = await answered(self._house, call)
         except UnknownTool:
             return 400, error_body(request_id, INVALID_PARAMS, unknown_tool(call.name))
-        except (Rejected, StateSpent) as refusal:
+        except PROTOCOL_ERRORS as refusal:
             code, said, data = protocol_error(refusal, call) or (INVALID_PARAMS, refusal.sentence, None)
             return 400, error_body(request_id, code, said, data)
         except (InsufficientScope, Unauthenticated) as challenge:
@@ -226,7 +234,7 @@ class Direct:
             if isinstance(result, Answer):
                 if not result.meta and result.more.keys().isdisjoint(_MADE_HERE):
                     return 200, encoded_body(request_id, self._meta, result.encoded())
-                result = self._rounds.result(result, call)
+                result = as_told(self._house, result, call)
             return 200, result_body(request_id, modern_result(result, self._server_info))
         except TypeError:
             log.error("an answer cannot be written as JSON", call_id=call.id, tool=call.name)

@@ -24,15 +24,13 @@ from broker.errors import (
     Malformed,
     Overloaded,
     RecordUnavailable,
-    Rejected,
-    StateSpent,
     Unauthenticated,
     UnknownTool,
 )
 from broker.faces.mcp import agreement, parts
 from broker.faces.mcp import headers as wire
 from broker.faces.mcp.bodies import Body, Budget
-from broker.faces.mcp.calls import build_call, perform
+from broker.faces.mcp.calls import PROTOCOL_ERRORS, build_call, perform
 from broker.faces.mcp.direct import Direct
 from broker.faces.mcp.ports import House
 from broker.faces.mcp.replies import CLOSE, Stop, send_body
@@ -305,7 +303,7 @@ class Gate:
             request.scope[OUTCOME] = await perform(house, call)
         except (InsufficientScope, Unauthenticated) as refusal:
             raise self._challenged(request, refusal) from None
-        except (UnknownTool, Rejected, StateSpent) as refusal:
+        except (UnknownTool, *PROTOCOL_ERRORS) as refusal:
             request.scope[OUTCOME] = refusal
         except Malformed:
             return  # the SDK refuses it in its own words

@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from broker.catalog.catalog import PartsListed
+from broker.errors import Held, Underway
 from broker.model.answer import Answer
 from broker.model.call import Call
 from broker.model.principal import Principal
+from broker.model.task import Task
 from broker.settings import Limits
 
 
 class Pipeline(Protocol):
     """The part of `broker.pipeline.call.Pipeline` that a face uses."""
+
+    @property
+    def tasks(self) -> TasksOf: ...
 
     async def perform(self, call: Call) -> Answer:
         """Carry out one call. Raises BrokerError only; every end is recorded by then."""
@@ -43,6 +48,20 @@ class Pipeline(Protocol):
     def input_schema(self, name: str) -> Mapping[str, Any] | None:
         """The input schema of a tool, whoever asks; None when there is none of this name."""
         ...
+
+
+class TasksOf(Protocol):
+    """`broker.pipeline.tasks.Tasks`: calls that go on as tasks, each for the one who made it."""
+
+    async def begun(self, call_id: str, principal: Principal) -> Task: ...
+
+    async def look(self, call_id: str, principal: Principal) -> Task: ...
+
+    async def answer(self, call_id: str, principal: Principal, responses: Mapping[str, Any]) -> None: ...
+
+    async def cancel(self, call_id: str, principal: Principal) -> None: ...
+
+    async def changed(self, timeout_s: float) -> bool: ...
 
 
 Authenticate = Callable[[str | None], Awaitable[Principal]]
@@ -87,6 +106,26 @@ class Rounds(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Meant:
+    """What the id of a task stands for. tool: "" for a call of the broker's own; else the one whose server has it."""
+
+    inner: str
+    tool: str = ""
+
+
+class Tasks(Protocol):
+    """`tasks.Tasks`: tasks as agents see them."""
+
+    def meant(self, task_id: object, principal: Principal) -> Meant | None: ...
+
+    async def created(self, error: Held | Underway, call: Call) -> dict[str, Any]: ...
+
+    def relayed(self, answer: Answer, call: Call) -> dict[str, Any]: ...
+
+    async def look(self, meant: Meant, task_id: str, principal: Principal) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
 class House:
     """What every part of this face is given."""
 
@@ -99,3 +138,4 @@ class House:
     on_refused: Refused
     on_listed: Listed
     rounds: Rounds
+    tasks: Tasks

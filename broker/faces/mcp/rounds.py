@@ -12,20 +12,16 @@ else one key of the database's own, which all its processes have.
 from __future__ import annotations
 
 import hashlib
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Mapping, Sequence
-from secrets import token_bytes, token_urlsafe
+from collections.abc import Mapping
+from secrets import token_urlsafe
 from typing import Any, cast
 
 import orjson
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from broker.errors import Malformed
 from broker.faces.mcp.agreement import INVALID_PARAMS
 from broker.faces.mcp.ports import Clock
+from broker.faces.mcp.sealing import Keys, Seal
 from broker.model.answer import Answer
 from broker.model.back import INPUT_REQUIRED, Round
 from broker.model.call import Call
@@ -33,19 +29,12 @@ from broker.model.canonical import canonical
 
 LIFETIME_MS = 600_000
 STATE_CHARACTERS = 1_048_576
-NONCE_BYTES = 12
-_INFO = b"requestState v1"
-
-Keys = Callable[[], Sequence[bytes]]
 
 
 class Rounds:
-    """keys: asked when the first state is sealed or opened; each at least 32 bytes."""
-
     def __init__(self, keys: Keys, clock: Clock) -> None:
-        self._keys = keys
+        self._seal = Seal(keys, "requestState v1")
         self._clock = clock
-        self._ciphers: tuple[AESGCM, ...] = ()
 
     def begin(self, call: Call, params: Mapping[str, Any]) -> None:
         """Give the call what it was sent along with, when it is asked again. Raises Malformed (fact `rpc_code`)."""
@@ -60,7 +49,7 @@ class Rounds:
         if state is None:
             call.round = Round(given)
             return
-        sealed = self._opened(state)
+        sealed = self._seal.open(state, most=STATE_CHARACTERS)
         if sealed is None or sealed["for"] != _meant(call) or sealed["until"] <= self._clock.now_ms():
             raise Malformed("Invalid or expired requestState", rpc_code=INVALID_PARAMS)
         call.round = Round(given, sealed["state"], sealed["once"], sealed["until"])
@@ -76,34 +65,7 @@ class Rounds:
 
     def _sealed(self, state: str, call: Call) -> str:
         until = self._clock.now_ms() + LIFETIME_MS
-        claims = {"state": state, "for": _meant(call), "once": token_urlsafe(16), "until": until}
-        nonce = token_bytes(NONCE_BYTES)
-        return urlsafe_b64encode(nonce + self._ring()[0].encrypt(nonce, orjson.dumps(claims), _INFO)).decode()
-
-    def _opened(self, sealed: object) -> dict[str, Any] | None:
-        """The claims; None for whatever none of the keys has sealed."""
-        if not isinstance(sealed, str) or not sealed.isascii() or len(sealed) > STATE_CHARACTERS:
-            return None
-        try:
-            raw = urlsafe_b64decode(sealed)
-        except ValueError:
-            return None
-        if (
-            urlsafe_b64encode(raw).decode() != sealed
-        ):  # Python decodes what is no base64 in part, and leaves out the rest
-            return None
-        for cipher in self._ring() if len(raw) > NONCE_BYTES else ():
-            try:
-                return orjson.loads(cipher.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], _INFO))
-            except InvalidTag:
-                continue
-        return None
-
-    def _ring(self) -> tuple[AESGCM, ...]:
-        if not self._ciphers:
-            keys = (HKDF(algorithm=SHA256(), length=32, salt=None, info=_INFO).derive(key) for key in self._keys())
-            self._ciphers = tuple(AESGCM(key) for key in keys)
-        return self._ciphers
+        return self._seal.close({"state": state, "for": _meant(call), "once": token_urlsafe(16), "until": until})
 
 
 def _meant(call: Call) -> str:

@@ -23,7 +23,8 @@ from broker.model.principal import Principal
 
 
 class BrokerServer(Server[Any]):
-    """Advertises `listChanged` to handshake-era sessions on every transport.
+    """Advertises `listChanged` to handshake-era sessions on every transport, and no extension: those that there are are
+    of the 2026-07-28 revision.
 
     Not private, but relied upon: the streamable HTTP manager starts sessions without options and so asks this method,
     which otherwise says that nothing ever changes.
@@ -35,7 +36,9 @@ class BrokerServer(Server[Any]):
         changing = notification_options or NotificationOptions(
             tools_changed=True, resources_changed=True, prompts_changed=True
         )
-        return super().create_initialization_options(changing, *rest, **named)
+        options = super().create_initialization_options(changing, *rest, **named)
+        options.capabilities.extensions = None
+        return options
 
 
 class Sessions(StreamableHTTPSessionManager):

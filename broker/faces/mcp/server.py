@@ -34,23 +34,22 @@ from broker.errors import (
     BrokerError,
     InsufficientScope,
     Malformed,
-    Rejected,
-    StateSpent,
     Unauthenticated,
     UnknownTool,
 )
 from broker.faces.mcp import stdio
 from broker.faces.mcp.agreement import INVALID_PARAMS
 from broker.faces.mcp.asking import back_of, session_of
-from broker.faces.mcp.calls import build_call, perform, protocol_error, unknown_tool
+from broker.faces.mcp.calls import PROTOCOL_ERRORS, build_call, perform, protocol_error, unknown_tool
 from broker.faces.mcp.direct import Direct
 from broker.faces.mcp.events import RETRY_MS, Events
+from broker.faces.mcp.inquiries import Inquiries
 from broker.faces.mcp.ports import House
 from broker.faces.mcp.progress import Progress
 from broker.faces.mcp.relay import CACHE_HINTS, Relay, complete, scope_of, trace_parent
 from broker.faces.mcp.request import FACE, OUTCOME, PRINCIPAL, App, Receive, Scope, Send
-from broker.faces.mcp.sdk import BrokerServer, Sessions, connection_of, open_sessions, owner, silence
-from broker.faces.mcp.sessions import Audience
+from broker.faces.mcp.sdk import BrokerServer, Sessions, connection_of, open_sessions, owner, silence, tell
+from broker.faces.mcp.sessions import Audience, Shown
 from broker.faces.mcp.sse import SseEndpoint
 from broker.faces.mcp.strict import INVALID_REQUEST
 from broker.faces.refusal import as_result
@@ -76,6 +75,7 @@ class SdkServer:
         self._audience = audience
         self._direct = direct
         self._relay = Relay(house, audience, self._answering)
+        self._inquiries = Inquiries(house)
         self._server = self._make_server(server_info, instructions)
         self._streamable: Sessions | None = None
         sse = SseEndpoint(self._server, house.limits)
@@ -156,6 +156,7 @@ class SdkServer:
         server.add_request_handler("tools/list", mcp_types.PaginatedRequestParams, self._list_tools)
         server.add_request_handler("tools/call", mcp_types.CallToolRequestParams, self._call_tool)
         self._relay.register(server)
+        self._inquiries.register(server)
         server.add_request_handler("subscriptions/listen", mcp_types.SubscriptionsListenRequestParams, self._listen)
         server.add_request_handler("logging/setLevel", mcp_types.SetLevelRequestParams, self._set_level)
         server.add_notification_handler("notifications/initialized", mcp_types.NotificationParams, self._initialized)
@@ -226,7 +227,7 @@ class SdkServer:
             return complete(context, await perform(self._house, call))
         except UnknownTool:
             raise MCPError(INVALID_PARAMS, unknown_tool(call.name)) from None
-        except (Rejected, StateSpent) as refusal:
+        except PROTOCOL_ERRORS as refusal:
             code, said, data = protocol_error(refusal, call) or (INVALID_PARAMS, refusal.sentence, None)
             raise MCPError(code, said, data) from None
         except (InsufficientScope, Unauthenticated) as refusal:  # no status to give here: stdio, or an open stream
@@ -261,11 +262,13 @@ class SdkServer:
             if shown is None:
                 raise MCPError(INTERNAL_ERROR, "Refused: too many listen streams are open (limit: sessions).")
             followed = await self._relay.follow(context, shown, asked.resource_subscriptions or ())
+            tasks = self._inquiries.followed(context, (asked.model_extra or {}).get("taskIds"))
             honoured = mcp_types.SubscriptionFilter(
                 tools_list_changed=wanted["tools"] or None,
                 resources_list_changed=wanted["resources"] or None,
                 prompts_list_changed=wanted["prompts"] or None,
                 resource_subscriptions=followed or None,
+                **({"taskIds": tasks} if tasks else {}),
             )
             await context.session.send_notification(
                 mcp_types.SubscriptionsAcknowledgedNotification(
@@ -273,21 +276,35 @@ class SdkServer:
                 ),
                 related_request_id=subscription,
             )
-            while not shown.ending:
-                await shown.changed.wait()
-                shown.changed = anyio.Event()
-                news, shown.news = shown.news, set()
-                updated, shown.updated = shown.updated, set()
-                for uri in sorted(updated) if not shown.ending else ():
-                    await context.session.send_notification(
-                        event_to_notification(ResourceUpdated(uri=uri), meta), related_request_id=subscription
-                    )
-                for kind in sorted(news) if not shown.ending else ():
-                    if wanted[kind]:
-                        await context.session.send_notification(
-                            event_to_notification(_CHANGED[kind](), meta), related_request_id=subscription
-                        )
+
+            async def tell_task(told: Mapping[str, Any]) -> None:
+                await tell(context, "notifications/tasks", {**told, "_meta": meta})
+
+            if tasks:
+                async with anyio.create_task_group() as following:
+                    following.start_soon(self._inquiries.follow, context, tasks, tell_task)
+                    await self._pass_on(context, shown, wanted, meta)
+                    following.cancel_scope.cancel()
+            else:
+                await self._pass_on(context, shown, wanted, meta)
         return mcp_types.SubscriptionsListenResult(_meta=meta)
+
+    async def _pass_on(self, context: Context, shown: Shown, wanted: Mapping[str, bool], meta: dict[str, Any]) -> None:
+        """Tell of changes until the stream is to end. meta: of each notification."""
+        while not shown.ending:
+            await shown.changed.wait()
+            shown.changed = anyio.Event()
+            news, shown.news = shown.news, set()
+            updated, shown.updated = shown.updated, set()
+            for uri in sorted(updated) if not shown.ending else ():
+                await context.session.send_notification(
+                    event_to_notification(ResourceUpdated(uri=uri), meta), related_request_id=context.request_id
+                )
+            for kind in sorted(news) if not shown.ending else ():
+                if wanted[kind]:
+                    await context.session.send_notification(
+                        event_to_notification(_CHANGED[kind](), meta), related_request_id=context.request_id
+                    )
 
 
 def _principal(context: Context) -> Principal:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from broker.model import task
 from broker.model.invocation import Invocation
 from broker.model.quota import QuotaKind
 from broker.stores.sqlite import idempotency, outcome, quota, rate, spent
@@ -16,7 +17,6 @@ from broker.stores.sqlite.schema import IDLE_AT
 from broker.stores.sqlite.transaction import Transaction
 
 CHUNK = 200
-RESULT_AFTER_COLLECTED_MS = 3_600_000  # an hour, for a caller whose connection broke while it was told
 RESULT_UNCOLLECTED_MS = 30 * 86_400_000
 COUNTER_KEPT_MS = 7 * 86_400_000  # counters of windows gone by: longer than clocks are wrong
 ROWS = 2_000  # of one sliding window, deleted in one go
@@ -79,9 +79,10 @@ def tidy(tx: Transaction, now_ms: int) -> int:
             join invocation i on i.call_id = p.call_id
             where p.part in ('result', 'changes')
             and not exists (select 1 from idempotency k where k.call_id = p.call_id)
-            and (h.call_id is null or (h.collected_at_ms > 0 and h.collected_at_ms < ?) or i.changed_at_ms < ?)
+            and ((h.call_id is null and i.changed_at_ms < ?)
+                or (h.collected_at_ms > 0 and max(h.collected_at_ms, h.expires_at_ms) < ?) or i.changed_at_ms < ?)
             limit ?)""",
-        (now_ms - RESULT_AFTER_COLLECTED_MS, now_ms - RESULT_UNCOLLECTED_MS, CHUNK),
+        (now_ms - task.KEPT_MS, now_ms - task.COLLECTED_MS, now_ms - RESULT_UNCOLLECTED_MS, CHUNK),
     ).rowcount
     if results:
         tx.ledger.append("payloads_deleted", "", now_ms, {"part": "result", "rows": results})

@@ -105,9 +105,12 @@ def _records(db: sqlite3.Connection) -> None:
 
 
 def _value(row: dict[str, Any], column: str) -> Any:
-    return json.loads(row[column]) if column in (
-        "quotas", "laps_us", "scopes", "groups", "persons", "charges", "terms", "bound", "votes"
-    ) else row[column]  # fmt: skip
+    if column not in ("quotas", "laps_us", "scopes", "groups", "persons", "charges", "terms", "bound", "votes"):
+        return row[column]
+    try:
+        return json.loads(row[column])
+    except ValueError:
+        return None
 
 
 def _checkpoints(file: Path, key: str, hashes: dict[str, list[str]], order: list[str]) -> None:

@@ -3,7 +3,9 @@
 Shares no code with what writes, on purpose, not even the JSON library: a mistake of the writer must not be repeated
 here. The bytes that are hashed and signed are described in docs/record.md; this is a second reading of that page.
 
-    walk.py      one part of the ledger, in order of commit, beside the records
+    walk.py      one part of the ledger, in order of commit
+    records.py   the records of calls beside it
+    usual.py     those of the usual calls, as text
     join.py      the parts put together; long histories are walked by several processes
     anchors.py   what was noted outside of the database: anchors and signed checkpoints
 
@@ -27,7 +29,7 @@ from pathlib import Path
 from broker.verifier import anchors
 from broker.verifier.anchors import Anchored
 from broker.verifier.join import Whole, snapshot, walk_all
-from broker.verifier.walk import FoundError
+from broker.verifier.records import FoundError
 
 __all__ = ["Fault", "Head", "Verification", "verify", "write_anchor"]
 

@@ -21,7 +21,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from broker.verifier.join import Whole
-from broker.verifier.walk import ALL, FoundError, Spot
+from broker.verifier.records import ALL, FoundError, Spot
 
 KEY_BYTES = 32
 _PLACE = "select id, hash from entry where chain = ? and seq = ?"

@@ -17,20 +17,8 @@ from itertools import pairwise
 from os import cpu_count
 from pathlib import Path
 
-from broker.verifier.walk import (
-    ALL,
-    FoundError,
-    OpenCall,
-    Part,
-    Records,
-    Spot,
-    check_follows,
-    check_seen,
-    is_over,
-    tell,
-    unknown,
-    walk,
-)
+from broker.verifier.records import ALL, FoundError, OpenCall, Records, Spot
+from broker.verifier.walk import Part, check_follows, check_seen, is_over, misplaced, tell, unknown, walk
 
 ALONE = 60_000  # entries that are read faster by one process than another process starts
 PROCESSES = 3  # at most; each takes about 30 MB
@@ -145,18 +133,17 @@ def _join_calls(whole: Whole, part: Part, db: sqlite3.Connection, records: Recor
 
 
 def _join_records(whole: Whole, part: Part, db: sqlite3.Connection, _records: Records) -> None:
-    if part.is_first or not part.records:
+    if part.is_first or part.first_record is None:
         return
-    between = db.execute(
-        "select call_id from invocation where id > ? and id < ? limit 1", (whole.last_record, part.first_record)
-    ).fetchone()
-    if between is not None or part.first_record <= whole.last_record:
-        raise FoundError(_nowhere(), _inserted(between[0] if between else "?"))
+    first, spot, call_id = part.first_record
+    between = "select 1 from invocation where id > ? and id < ? limit 1"
+    if first <= whole.last_record or db.execute(between, (whole.last_record, first)).fetchone() is not None:
+        raise misplaced(spot, call_id)
 
 
 def _end(whole: Whole, db: sqlite3.Connection, records: Records) -> None:
     """What only shows when all entries are known. Raises FoundError."""
-    for call in sorted(whole.open.values(), key=lambda call: call.spot.id):
+    for call in sorted(whole.open.values(), key=lambda call: call.spot[0]):
         _compare(call, records)
     whole.erased += records.erased
     extra = db.execute("select call_id from invocation where id > ? limit 1", (whole.last_record,)).fetchone()

@@ -3,27 +3,24 @@
 A part is a range of entry ids, so that several processes can share a long history; `join.py` puts them together. What a
 part cannot judge alone it hands over: where its chains began, entries about calls that another part opened, and calls
 still open at its end. A walk stops at its first fault. Memory grows with the calls that are open, not with the history.
+
+It is meant to be fast, since nobody checks what takes hours: what is hashed are the bytes as they lie, the bodies of a
+usual call are not even read (`usual.py`), and nothing is made for an entry that only an error would need.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import sqlite3
-from bisect import bisect_left
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 from jiter import from_json
 
-ALL = 1 << 62  # beyond every id
+from broker.verifier.records import FoundError, OpenCall, Place, Records, Row, Spot
 
 _OPENING = frozenset({"intent", "held", "denied"})
 _FINAL = frozenset({"denied", "rejected", "expired", "withdrawn", "succeeded", "failed"})
-_JSON = frozenset({"quotas", "laps_us", "scopes", "groups", "persons", "charges", "terms", "bound", "votes"})
-_FRESH: dict[str, Any] = {"quotas": [], "backend_status": "", "result_digest": "", "result_bytes": 0}
 _FRESH_HOLD: dict[str, Any] = {
     "reviewer": "",
     "review_reason": "",
@@ -37,49 +34,12 @@ _FRESH_HOLD: dict[str, Any] = {
 
 _ENTRIES = """select id, chain, seq, at_ms, kind, call_id, cast(body as blob), prev, hash from entry
     where id >= ? and id < ? order by id"""
-_RECORDS = """select i.*, '|' as bar, h.*, '|' as bar, k.body as kept from invocation i
-    left join hold h on h.call_id = i.call_id and i.held = 1
-    left join payload k on k.call_id = i.call_id and k.part = 'kept'"""
-_SEALED = "select body from payload where call_id = ? and part = 'full'"
-_PARTS = {"kept": "kept", "full": "sealed"}
-_RECORD_ID = "select id from invocation where call_id = ?"
+
+_Entry = tuple[int, str, int, int, str, str, bytes, bytes, bytes]
+_Begun = tuple[_Entry, Row]  # a call's first entry, not read yet, and its record
 
 
-class Spot(NamedTuple):
-    """Where an entry is: in the order of commit, and in its chain."""
-
-    id: int
-    chain: str
-    seq: int
-
-
-class FoundError(Exception):
-    """The first wrong place of a walk."""
-
-    def __init__(self, spot: Spot, what: str) -> None:
-        super().__init__(what)
-        self.spot = spot
-        self.what = what
-
-
-class Entry(NamedTuple):
-    id: int
-    chain: str
-    seq: int
-    at_ms: int
-    kind: str
-    call_id: str
-    body: bytes
-    prev: bytes
-    hash: bytes
-
-    @property
-    def spot(self) -> Spot:
-        return Spot(self.id, self.chain, self.seq)
-
-
-@dataclass(slots=True)
-class Telling:
+class Telling(NamedTuple):
     """What an entry says about a call that was opened before this part."""
 
     spot: Spot
@@ -88,137 +48,13 @@ class Telling:
     body: dict[str, Any]
 
 
-@dataclass(slots=True)
-class OpenCall:
-    """A call whose record may still change: what the entries have said so far."""
-
-    spot: Spot
-    says: dict[str, Any]
-    hold: dict[str, Any] | None
-    kept: str | None
-    sealed: str | None = None
-
-
-@dataclass(slots=True)
-class Sighting:
+class Sighting(NamedTuple):
     """What an entry says about the end of a chain that wrote nothing in this part before it."""
 
     spot: Spot
     ended: str
     seq: int
     hash: str
-
-
-class Records:
-    """The rows of calls, of one connection, and how they compare with what entries say."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-        self._erased = {part: Erased.read(db, part) for part in _PARTS}
-        names = [column[0] for column in db.execute(_RECORDS + " limit 0").description]
-        bar = names.index("bar")
-        self.columns, self._hold_columns = tuple(names[:bar]), tuple(names[bar + 1 : -2])
-        self._width = len(self.columns)
-        plain = tuple(name for name in self.columns if name != "id" and name not in _JSON)
-        self._plain: Callable[[Any], tuple[Any, ...]] = itemgetter(*(names.index(name) for name in plain))
-        self._said: Callable[[Any], tuple[Any, ...]] = itemgetter(*plain)
-        self._fresh = {**dict.fromkeys(self.columns), **_FRESH}
-        self._quotas, self._laps, self._call_id = (names.index(name) for name in ("quotas", "laps_us", "call_id"))
-        self._rows: sqlite3.Cursor | None = None
-        self.erased = 0
-
-    def begin(self, call_id: str) -> None:
-        """Be at this call's record; at the first for ""."""
-        first = 0
-        if call_id:
-            (first,) = self._db.execute(_RECORD_ID, (call_id,)).fetchone() or (ALL,)
-        self._rows = self._db.execute(_RECORDS + " where i.id >= ? order by i.id", (first,))
-
-    def next(self, call_id: str) -> tuple[Any, ...] | None:
-        """The next record in order; None when it is not this call's. Where none was asked for, it begins here."""
-        if self._rows is None:
-            self.begin(call_id)
-        assert self._rows is not None, "begin opens it"  # noqa: S101
-        record = self._rows.fetchone()
-        return None if record is None or record[self._call_id] != call_id else record
-
-    def of(self, call_id: str) -> tuple[Any, ...] | None:
-        return self._db.execute(_RECORDS + " where i.call_id = ?", (call_id,)).fetchone()
-
-    def fresh(self, said: dict[str, Any]) -> dict[str, Any]:
-        return {**self._fresh, **said}
-
-    def compare(self, call: OpenCall, record: tuple[Any, ...]) -> None:
-        """A record, its hold and its kept arguments against what the entries said. Raises FoundError."""
-        if self._plain(record) != self._said(call.says) or not self._documents_agree(call, record):
-            self._name_column(call, "record", self.columns, record[: self._width], call.says)
-        if call.hold is not None:
-            says = {**call.hold, "call_id": call.says["call_id"]}
-            self._name_column(call, "hold", self._hold_columns, record[self._width + 1 : -2], says)
-        self._check_payload(call, "kept", call.kept, record[-1])
-        if call.sealed is not None:
-            row = self._db.execute(_SEALED, (call.says["call_id"],)).fetchone()
-            self._check_payload(call, "full", call.sealed, row and row[0])
-
-    def _check_payload(self, call: OpenCall, part: str, digest: str | None, body: bytes | None) -> None:
-        call_id = call.says["call_id"]
-        if body is not None:
-            if "sha256:" + hashlib.sha256(body).hexdigest() != digest:
-                raise FoundError(call.spot, f"the {_PARTS[part]} arguments of call {call_id} were changed")
-        elif digest is not None:
-            if not self._erased[part].covers(call_id, call.says["at_ms"]):
-                raise FoundError(
-                    call.spot, f"the {_PARTS[part]} arguments of call {call_id} are gone, and no entry says so"
-                )
-            self.erased += 1
-
-    def _documents_agree(self, call: OpenCall, record: tuple[Any, ...]) -> bool:
-        quotas = record[self._quotas]
-        same = quotas == "[]" and not call.says["quotas"]
-        return (same or json.loads(quotas) == call.says["quotas"]) and json.loads(record[self._laps]) == call.says[
-            "laps_us"
-        ]
-
-    def _name_column(
-        self, call: OpenCall, noun: str, names: tuple[str, ...], values: tuple[Any, ...], says: dict[str, Any]
-    ) -> None:
-        """Raises for the first column that does not agree."""
-        for name, value in zip(names, values, strict=True):
-            said = says.get(name)
-            if name != "id" and value != said and (name not in _JSON or value is None or json.loads(value) != said):
-                what = f"`{name}` in the {noun} of call {says['call_id']} is not what this entry says"
-                raise FoundError(call.spot, what)
-
-
-@dataclass(slots=True)
-class Erased:
-    """Which payloads of a part the ledger says are gone: all of calls before a time, and those of single calls."""
-
-    before_ms: int = 0
-    marks: list[int] = field(default_factory=list[int])  # sorted; see mark_of
-
-    @classmethod
-    def read(cls, db: sqlite3.Connection, part: str) -> Erased:
-        found = cls()
-        for (body,) in db.execute("select body from entry where kind in ('erasure', 'payloads_deleted')"):
-            said = json.loads(body)
-            if said.get("part") == part:
-                found.before_ms = max(found.before_ms, int(said.get("before_ms", 0)))
-                found.marks += [mark_of(call_id) for call_id in said.get("calls", ())]
-        found.marks.sort()
-        return found
-
-    def covers(self, call_id: str, at_ms: int) -> bool:
-        if at_ms < self.before_ms:
-            return True
-        mark = mark_of(call_id)
-        at = bisect_left(self.marks, mark)
-        return at < len(self.marks) and self.marks[at] == mark
-
-
-def mark_of(call_id: str) -> int:
-    """A call id in eight bytes: ids are chosen by the broker, so nobody can choose two with the same ones."""
-    return int.from_bytes(hashlib.sha256(call_id.encode()).digest()[:8], "big")
 
 
 @dataclass(slots=True)
@@ -235,8 +71,8 @@ class Part:
     entries: int = 0
     records: int = 0
     erased: int = 0
-    first_record: int = 0  # ids of the first and last record that entries of this part opened; 0: none did
-    last_record: int = 0
+    last_record: int = 0  # id of the last record that entries of this part opened; 0: none did
+    first_record: tuple[int, Place, str] | None = None  # id of the first, which entry opened it, and its call
     fault: tuple[Spot, str] | None = None
 
 
@@ -254,61 +90,98 @@ def walk(db: sqlite3.Connection, records: Records, low: int, high: int) -> Part:
 def _walk(db: sqlite3.Connection, records: Records, part: Part, low: int, high: int) -> None:
     if part.is_first:
         records.begin("")
-    waiting: dict[str, tuple[Any, ...]] = {}  # records of open calls
-    for entry in map(Entry._make, db.execute(_ENTRIES, (low, high))):
+    begun: dict[str, _Begun] = {}
+    row: _Entry
+    for row in db.execute(_ENTRIES, (low, high)):
         try:
-            _link(part, entry)
-            if entry.call_id:
-                _tell(part, entry, records, waiting)
-            elif entry.kind in ("chain", "chain_died"):
-                _recall(part, entry, from_json(entry.body))
+            _link(part, row)
+            if row[5]:
+                _tell(part, begun, row, records)
+            elif row[4] in ("chain", "chain_died"):
+                _recall(part, row)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise FoundError(entry.spot, f"the entry is none a broker writes ({error!r})") from error
+            raise FoundError(row[:3], f"the entry is none a broker writes ({error!r})") from error
+    for opening, _ in begun.values():
+        _open(part, opening, from_json(opening[6]), records)
 
 
-def _tell(part: Part, entry: Entry, records: Records, waiting: dict[str, tuple[Any, ...]]) -> None:
-    """What an entry says about a call. Records are in the order of the entries that opened them."""
-    call_id, body = entry.call_id, from_json(entry.body)
-    if entry.kind in _OPENING:
+def _tell(part: Part, begun: dict[str, _Begun], row: _Entry, records: Records) -> None:
+    """What an entry says about a call. Records are in the order of the entries that opened them.
+
+    begun: calls of which only the first entry was seen, not read yet: the next one mostly is the last.
+    """
+    _, _, _, at_ms, kind, call_id, text, _, _ = row
+    if kind in _OPENING:
         record = records.next(call_id)
         if record is None:
-            what = f"the record of call {call_id} is not in its place: deleted, inserted or moved"
-            raise FoundError(entry.spot, what)
-        waiting[call_id] = record
+            raise misplaced(row[:3], call_id)
         part.records += 1
         part.last_record = record[0]
-        part.first_record = part.first_record or record[0]
-        said = {**body["set"], "changed_at_ms": entry.at_ms}
-        hold = {**_FRESH_HOLD, **body["hold"]} if "hold" in body else None
-        call = part.open[call_id] = OpenCall(
-            entry.spot, records.fresh(said), hold, body.get("kept"), body.get("sealed")
-        )
-    elif call_id in part.open:
-        call = part.open[call_id]
-        tell(call, entry.spot, entry.at_ms, body)
-    elif part.is_first:
-        raise FoundError(entry.spot, unknown(call_id))
-    else:
-        part.later.append(Telling(entry.spot, entry.at_ms, call_id, body))
+        if part.first_record is None:
+            part.first_record = record[0], row[:3], call_id
+        if kind == "intent":
+            begun[call_id] = row, record
+        else:
+            _judge(part, _open(part, row, from_json(text), records), records)
         return
-    if is_over(call):
-        records.compare(call, waiting.pop(call_id))
-        del part.open[call_id]
+    first = begun.pop(call_id, None)
+    if first is not None:
+        opening, record = first
+        if kind == "outcome" and records.agrees(record, row, opening[6]):
+            return
+        said, body = from_json(opening[6]), from_json(text)
+        call = _open(part, opening, said, records)
+        tell(call, row[:3], at_ms, body)
+        if _judge(part, call, records):
+            records.learn(part.last_record, said, body)
+    elif (call := part.open.get(call_id)) is not None:
+        tell(call, row[:3], at_ms, from_json(text))
+        _judge(part, call, records)
+    elif part.is_first:
+        raise FoundError(row[:3], unknown(call_id))
+    else:
+        part.later.append(Telling(Spot._make(row[:3]), at_ms, call_id, from_json(text)))
 
 
-def _link(part: Part, entry: Entry) -> None:
+def misplaced(spot: Place, call_id: str) -> FoundError:
+    return FoundError(spot, f"the record of call {call_id} is not in its place: deleted, inserted or moved")
+
+
+def _open(part: Part, row: _Entry, body: dict[str, Any], records: Records) -> OpenCall:
+    hold = {**_FRESH_HOLD, **body["hold"]} if "hold" in body else None
+    says = records.fresh(body["set"], row[3])
+    call = part.open[row[5]] = OpenCall(row[:3], says, hold, body.get("kept"), body.get("sealed"))
+    return call
+
+
+def _judge(part: Part, call: OpenCall, records: Records) -> bool:
+    """If the call is over, its record. Raises FoundError."""
+    if not is_over(call):
+        return False
+    call_id = call.says["call_id"]
+    record = records.of(call_id)
+    if record is None:
+        raise FoundError(call.spot, f"the record of call {call_id} is gone")
+    records.compare(call, record)
+    del part.open[call_id]
+    return True
+
+
+def _link(part: Part, row: _Entry) -> None:
     """One entry in its chain."""
-    id_, chain, seq, at_ms, kind, call_id, body, prev, stored = entry
+    id_, chain, seq, at_ms, kind, call_id, body, prev, stored = row
     head = part.heads.get(chain)
     if head is None and not part.is_first:
         part.starts[chain] = seq - 1, prev, id_
     else:
-        check_follows(entry.spot, prev, head or (0, b""))
+        last, before = head or (0, b"")
+        if seq != last + 1 or prev != before:
+            check_follows(Spot(id_, chain, seq), prev, (last, before))
     text = f"broker.entry.1\n{chain}\n{seq}\n{at_ms}\n{kind}\n{call_id}\n{prev.hex()}\n"
     if hashlib.sha256(text.encode() + body).digest() != stored:
-        raise FoundError(entry.spot, "the entry was changed: it does not have the hash it says")
+        raise FoundError(row[:3], "the entry was changed: it does not have the hash it says")
     if seq == 1 and kind != "chain":
-        raise FoundError(entry.spot, "the chain does not begin with who wrote it")
+        raise FoundError(row[:3], "the chain does not begin with who wrote it")
     part.heads[chain] = seq, stored
     part.entries += 1
 
@@ -323,13 +196,16 @@ def check_follows(spot: Spot, prev: bytes, head: tuple[int, bytes]) -> None:
         raise FoundError(spot, "the entry does not name the hash of the one before it")
 
 
-def tell(call: OpenCall, spot: Spot, at_ms: int, body: dict[str, Any]) -> None:
+def tell(call: OpenCall, spot: Place, at_ms: int, body: dict[str, Any]) -> None:
     """What a later entry says about a call."""
     call.spot = spot
     change = body.get("set")
     if change:
-        laps = {**call.says["laps_us"], **change.get("laps_us", {})}
-        call.says.update(change, changed_at_ms=at_ms, laps_us=laps)
+        says = call.says
+        laps = says["laps_us"]
+        says.update(change)
+        says["changed_at_ms"] = at_ms
+        says["laps_us"] = {**laps, **change.get("laps_us", {})}
     if "kept" in body:
         call.kept = body["kept"]  # a reviewer may change the arguments
         call.sealed = body.get("sealed", call.sealed)
@@ -345,10 +221,10 @@ def unknown(call_id: str) -> str:
     return f"it is about call {call_id}, which is unknown or over"
 
 
-def _recall(part: Part, entry: Entry, body: dict[str, Any]) -> None:
+def _recall(part: Part, row: _Entry) -> None:
     """What this entry saw of chains that had ended must be what there is."""
-    for seen in body.get("seen", ()):
-        sighting = Sighting(entry.spot, seen["chain"], seen["seq"], seen["hash"])
+    for seen in from_json(row[6]).get("seen", ()):
+        sighting = Sighting(Spot._make(row[:3]), seen["chain"], seen["seq"], seen["hash"])
         head = part.heads.get(sighting.ended)
         if head is None and not part.is_first:
             part.seen.append(sighting)

@@ -18,6 +18,7 @@ import pytest
 from broker.model.hold import Review
 from broker.ports import Store
 from broker.verifier import Fault, join, verify, write_anchor
+from broker.verifier.records import Records
 from tests import second_verifier
 from tests.records import NOW, count, held_intent, intent, open_store, outcome
 
@@ -109,9 +110,10 @@ def place(database: Path, which: str) -> tuple[str, int]:
         return db.execute(f"select chain, seq from entry where {which}").fetchone()
 
 
-# The record of the first succeeded plain call, and the first hold; and an entry in the middle of the first chain.
+# The records of two succeeded plain calls, the first of each round; the first hold; and an entry in the middle of the
+# first chain. From the first call the verifier learns what such calls look like, the second it judges by its text.
 ENTRY = "id = 4"
-RECORD = "id = 1"
+READ, COMPARED = "id = 1", "id = 7"
 HOLD = "call_id = (select call_id from hold order by call_id limit 1)"
 
 
@@ -170,9 +172,49 @@ def test_a_changed_entry_is_found_where_it_is(database: Path, column: str) -> No
     assert (fault.chain, fault.seq) == (chain, seq)
 
 
+@pytest.mark.parametrize("record", [READ, COMPARED])
 @pytest.mark.parametrize("column", columns("invocation"))
-def test_a_changed_record_is_found(database: Path, column: str) -> None:
-    assert fault_after(database, changed("invocation", column, RECORD)).chain
+def test_a_changed_record_is_found(database: Path, column: str, record: str) -> None:
+    assert fault_after(database, changed("invocation", column, record)).chain
+
+
+def test_a_usual_call_is_judged_by_its_text_alone(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    of = Records.of
+
+    def noted(records: Records, call_id: str) -> tuple[Any, ...] | None:
+        read.append(call_id)
+        return of(records, call_id)
+
+    monkeypatch.setattr(Records, "of", noted)
+    assert verify(database, processes=1).ok
+    with by_hand(database) as db:
+        first, second = (
+            db.execute(f"select call_id from invocation where {which}").fetchone()[0] for which in (READ, COMPARED)
+        )
+    assert first in read
+    assert second not in read
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "tool = tool || char(0) || 'x'",  # what comes after a NUL is not overlooked
+        "principal_key = json_quote(principal_key)",
+        """principal_key = replace(principal_key, '"', char(92) || '"')""",
+        """tool = tool || '","tool_effect":"' || tool_effect""",  # one value that reads like two
+        "quotas = replace(quotas, ':50', ':50.5')",
+        "quotas = quotas || char(10)||'[]'",
+        "laps_us = laps_us || laps_us",
+        "laps_us = replace(laps_us, '900', '901')",
+        "laps_us = ''",
+        "quotas = '[]'",
+        "code = 'x', message = char(10)",
+    ],
+)
+def test_no_text_of_a_record_passes_for_another(database: Path, change: str) -> None:
+    fault = fault_after(database, f"update invocation set {change} where {COMPARED}")
+    assert change.split(" =", maxsplit=1)[0] in fault.what
 
 
 @pytest.mark.parametrize("column", columns("hold"))

@@ -7,10 +7,10 @@ from typing import Any, cast
 from urllib.parse import parse_qsl
 
 import anyio
-import jiter
 from starlette.requests import ClientDisconnect, Request
 
 from broker.errors import Malformed
+from broker.faces.mcp.strict import JsonLimits, read_json
 
 BODY_BYTES = 65_536
 BODY_S = 10.0
@@ -27,16 +27,16 @@ async def form(request: Request, *, chars: int = VALUE_CHARS) -> dict[str, str]:
         raise Malformed("The form is not properly encoded.") from None
 
 
-async def json_object(request: Request, known: Collection[str]) -> dict[str, Any]:
-    """The members of a JSON object; {} for an empty body. Raises Malformed, also for a member that is not known."""
-    body = await _body(request)
+async def json_object(
+    request: Request, known: Collection[str], limits: JsonLimits, *, most_bytes: int = BODY_BYTES
+) -> dict[str, Any]:
+    """The members of a JSON object, as strict as agents' is; {} for an empty body. Raises Malformed, also for a member
+    that is not known."""
+    body = await _body(request, most_bytes)
     if not body:
         return {}
     _expect(request, "application/json")
-    try:
-        value = jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True)
-    except ValueError:
-        raise Malformed("The body is not JSON.") from None
+    value = read_json(body, limits)
     if not isinstance(value, dict):
         raise Malformed("The body is not a JSON object.")
     members = cast("dict[str, Any]", value)
@@ -83,14 +83,14 @@ def _expect(request: Request, media_type: str) -> None:
         raise Malformed(f"The body is not {media_type}.")
 
 
-async def _body(request: Request) -> bytes:
+async def _body(request: Request, most_bytes: int = BODY_BYTES) -> bytes:
     body = bytearray()
     try:
         with anyio.fail_after(BODY_S):
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > BODY_BYTES:
-                    raise Malformed(f"The body is larger than {BODY_BYTES} bytes.")
+                if len(body) > most_bytes:
+                    raise Malformed(f"The body is larger than {most_bytes} bytes.")
     except (TimeoutError, ClientDisconnect):
         raise Malformed("The body did not arrive.") from None
     return bytes(body)

@@ -25,6 +25,8 @@ from anyio import to_thread
 
 from broker.catalog.catalog import Entry, Shelf
 from broker.errors import Forbidden, UnknownHold
+from broker.model.answer import Answer
+from broker.model.call import Call
 from broker.model.directory import Client
 from broker.model.grant import Grant, GrantDecision
 from broker.model.hold import Change, Hold
@@ -46,6 +48,9 @@ SCANNED_BUCKETS, _PAGE_OF_BUCKETS = 20_000, 1_000  # the same for quotas
 QUEUE_FILTERS = ("tool", "agent", "user", "rule")
 LATELY = 100  # held calls looked through for somebody who may see few of them
 CONSOLE = "broker-console"  # the broker's own client is no agent
+
+Perform = Callable[[Call], Awaitable[Answer]]
+"""`Pipeline.perform`."""
 
 Authenticate = Callable[[str | None, str], Awaitable[Principal]]
 """`Gatekeeper.authenticate`: (credential, door) -> who. Raises Unauthenticated; RecordUnavailable."""
@@ -101,6 +106,7 @@ class Office:
     clock: Clock
     authenticate: Authenticate
     directory: Directory
+    perform: Perform
 
     # ---------------------------------------------------------------------------------------------------- what is seen
 

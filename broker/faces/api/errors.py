@@ -42,7 +42,7 @@ STATUS: Mapping[str, int] = {
 def as_object(error: BrokerError) -> dict[str, Any]:
     """message, code, stage, effect, retryable, and the facts of the error beside them."""
     return {
-        **error.facts,
+        **{name: fact for name, fact in error.facts.items() if name != "rpc_code"},
         "message": error.sentence,
         "code": error.code,
         "stage": error.stage,

@@ -15,7 +15,8 @@ from starlette.requests import Request
 
 from broker.errors import Malformed
 from broker.faces import bodies
-from broker.faces.api.operations import Operation
+from broker.faces.api.operation import Operation
+from broker.settings import Limits
 
 _INTEGER = re.compile(r"-?[0-9]{1,16}", re.ASCII)
 SAID_CHARS = 200
@@ -34,8 +35,10 @@ def schema_of(properties: Mapping[str, Any], required: tuple[str, ...] = ()) -> 
 class Inputs:
     """The compiled judges of one operation."""
 
-    def __init__(self, operation: Operation) -> None:
+    def __init__(self, operation: Operation, limits: Limits) -> None:
         self._operation = operation
+        self._limits = limits
+        self._headers = jsonschema_rs.validator_for(schema_of(operation.headers))
         self._query = jsonschema_rs.validator_for(schema_of(operation.parameters))
         self._body = jsonschema_rs.validator_for(schema_of(operation.body, operation.required))
 
@@ -49,9 +52,22 @@ class Inputs:
         _judge(self._query, given, "parameter")
         return given
 
+    def headers(self, request: Request) -> dict[str, str]:
+        """Those the operation names, as far as they are sent. Raises Malformed, also for one that is there twice."""
+        given: dict[str, str] = {}
+        for name in self._operation.headers:
+            sent = request.headers.getlist(name)
+            if len(sent) > 1:
+                raise Malformed(f"The header {name} is there twice.")
+            given |= dict.fromkeys([name], sent[0]) if sent else {}
+        _judge(self._headers, given, "header")
+        return given
+
     async def body(self, request: Request) -> dict[str, Any]:
         """The members of the JSON object; {} for an empty body where nothing is required. Raises Malformed."""
-        given = await bodies.json_object(request, self._operation.body)
+        # A call's arguments may be as large here as they may be for agents.
+        most = self._limits.body_bytes if "arguments" in self._operation.body else bodies.BODY_BYTES
+        given = await bodies.json_object(request, self._operation.body, self._limits, most_bytes=most)
         _judge(self._body, given, "member")
         return given
 

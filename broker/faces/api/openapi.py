@@ -11,7 +11,8 @@ from typing import Any, get_args
 
 from broker.faces.api.errors import STATUS
 from broker.faces.api.inputs import schema_of
-from broker.faces.api.operations import OPERATIONS, STATES, Operation
+from broker.faces.api.operation import Operation
+from broker.faces.api.operations import OPERATIONS, STATES
 from broker.model.grant import GRANT_TRANSITIONS
 from broker.model.quota import QuotaKind
 
@@ -110,6 +111,19 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
         ),
     ),
     "Holds": _list("Hold", next=_NEXT),
+    "Call": _object(
+        call_id=_TEXT,
+        tool=_TEXT,
+        state={"enum": list(STATES)},
+        effect={"enum": ["none", "unknown", "done"]},
+        code=_TEXT,
+        message=_TEXT,
+        hold={"anyOf": [{"type": "null"}, _ref("Terms")]},
+        result={
+            "anyOf": [{"type": "null"}, {"type": "object"}],
+            "description": "The MCP result (content, structuredContent, isError), as long as it is kept for you.",
+        },
+    ),
     "Invocations": _list("Invocation", next=_NEXT),
     "InvocationInFull": _all(_ref("Invocation"), _object(timeline={"type": "array", "items": _ref("Step")})),
     "Step": _object(what=_TEXT, at_ms=_COUNT, took_us=_COUNT, detail=_TEXT),
@@ -175,6 +189,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
         for name in re.findall(r"\{(\w+)\}", operation.path)
     ]
     parameters += [_parameter(name, schema) for name, schema in operation.parameters.items()]
+    parameters += [{"name": name, "in": "header", "schema": schema} for name, schema in operation.headers.items()]
     described: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.summary,
@@ -198,8 +213,13 @@ def _parameter(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
 def _responses(operation: Operation) -> dict[str, Any]:
     responses: dict[str, Any] = {"200": {"description": "Done.", **_content(operation.answer)}}
     if operation.leads_to:
-        one = {"id": "$response.body#/items/0/call_id"}
-        responses["200"]["links"] = {name: {"operationId": name, "parameters": one} for name in operation.leads_to}
+        responses["200"]["links"] = {
+            name: {"operationId": name, "parameters": {"id": f"$response.body#{place}"}}
+            for name, place in operation.leads_to.items()
+        }
+    if operation.accepts:
+        ways = {"Location": {"schema": _TEXT}, "Retry-After": {"schema": _TEXT}}
+        responses["202"] = {**responses["200"], "description": "Not ended yet: ask at the Location.", "headers": ways}
     for code in (*ALWAYS, *operation.codes):
         status = str(STATUS[code])
         known = responses.get(status, {"description": "", **_content("Error")})

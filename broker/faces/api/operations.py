@@ -1,52 +1,27 @@
 """What the API can do, each operation with its words for the published description. The table is the API.
 
-Handlers take (Asked) and return a JSON value, or raise BrokerError. What must not live here: HTTP (routes).
+Handlers take (Asked) and return a JSON value or a Reply, or raise BrokerError. What must not live here: HTTP (routes).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, cast, get_args
 
 from broker.errors import InvalidArguments
-from broker.faces.office import Offered, Office
+from broker.faces.api import calls
+from broker.faces.api.operation import Asked, Operation, Schemas
+from broker.faces.office import Offered
 from broker.faces.words import as_document, timeline
 from broker.model.grant import Grant, GrantDecision
 from broker.model.hold import Hold
 from broker.model.invocation import Invocation, InvocationQuery, State
-from broker.model.principal import Principal
 from broker.model.question import CONDITION, FIRST, MOST_CONDITIONS, By, Condition, Sort
 
 MOST = 500
 LIST = 50
 STATES: tuple[str, ...] = get_args(State)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    who: Principal
-    office: Office
-    path: Mapping[str, str]
-    query: Mapping[str, Any]  # as their schemas say, judged
-    body: Mapping[str, Any]  # judged as well
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """parameters: of the query, name -> JSON Schema. body: members of the JSON body, name -> JSON Schema."""
-
-    method: str
-    path: str
-    name: str
-    summary: str
-    handler: Callable[[Asked], Awaitable[Any]]
-    answer: str  # of `openapi.SCHEMAS`
-    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
-    body: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
-    required: tuple[str, ...] = ()
-    codes: tuple[str, ...] = ()  # of errors, besides those every operation has
-    leads_to: tuple[str, ...] = ()  # of a list: names of operations whose `id` is the `call_id` of one of its items
 
 
 # ----------------------------------------------------------------------------------------------------------- handlers
@@ -221,7 +196,7 @@ def _conditions(texts: Sequence[str], tool: str) -> tuple[Condition, ...]:
 
 _TEXT = {"type": "string", "maxLength": 256, "pattern": r"^[^\u0000]*$"}  # NUL: no name has one
 _TIME = {"type": "integer", "minimum": 0, "maximum": 2**53}
-_PAGED: Mapping[str, Mapping[str, Any]] = {
+_PAGED: Schemas = {
     "limit": {"type": "integer", "minimum": 1, "maximum": MOST, "default": LIST},
     "before": {**_TEXT, "description": "`next` of the page before."},
     "state": {
@@ -229,7 +204,7 @@ _PAGED: Mapping[str, Mapping[str, Any]] = {
         "description": "One or more, with commas between.",
     },
 }  # fmt: skip
-_FILTERS: Mapping[str, Mapping[str, Any]] = {
+_FILTERS: Schemas = {
     **_PAGED,
     "after": {**_TEXT, "description": "A call's id: only later ones, oldest first; `next` is then the next `after`."},
     **dict.fromkeys(("agent", "user", "tool", "backend", "rule", "code"), _TEXT),
@@ -243,19 +218,19 @@ _FILTERS: Mapping[str, Mapping[str, Any]] = {
         "description": "Conditions on kept arguments, such as `args.amount > 100`, with commas between.",
     },
 }
-_SUMMED: Mapping[str, Mapping[str, Any]] = {
+_SUMMED: Schemas = {
     **{name: schema for name, schema in _FILTERS.items() if name not in ("before", "after")},
     "by": {"enum": list(get_args(By)), "default": "tool"},
     "sort": {"enum": list(get_args(Sort)), "default": "calls", "description": "What comes first, by its largest."},
 }
-_OF_QUOTAS: Mapping[str, Mapping[str, Any]] = {
+_OF_QUOTAS: Schemas = {
     "quota": {**_TEXT, "description": "Only this one."},
     "limit": {"type": "integer", "minimum": 1, "maximum": MOST, "default": MOST},
     "after": {**_TEXT, "maxLength": 2048, "description": "`next` of the page before."},
 }
 _OTHER = {"type": "object", "description": "Approve with these arguments instead; the caller is told."}
 _REASON = {"reason": {"type": "string", "maxLength": 1000}}
-_BOUNDS: Mapping[str, Mapping[str, Any]] = {
+_BOUNDS: Schemas = {
     "when": {"type": "string", "minLength": 1, "maxLength": 2048, "description": "CEL over `args`; absent: any."},
     "count": {"type": "integer", "minimum": 1, "maximum": 100_000, "description": "Most calls."},
     "until_ms": {**_TIME, "description": "When it ends, milliseconds since 1970, UTC."},
@@ -264,12 +239,31 @@ _BOUNDS: Mapping[str, Mapping[str, Any]] = {
     "any_user": {"type": "boolean", "description": "For whoever the agent acts for, not this user alone."},
     "reason": {"type": "string", "maxLength": 1000},
 }
+_CALLED: Schemas = {
+    "tool": {"type": "string", "minLength": 1, "maxLength": 128, "description": "Its name, as /api/catalog has it."},
+    "arguments": {"type": "object", "description": "As its inputSchema says; absent: none."},
+    "task": {"type": "string", "minLength": 1, "maxLength": 128, "description": "The task it is part of."},
+}
+_KEY: Schemas = {
+    "Idempotency-Key": {
+        "type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$",
+        "description": "Your own name for this call: sent again with it, it is not done again.",
+    },
+}  # fmt: skip
 _DECIDING = ("forbidden", "unknown_hold", "conflict")
+_FIRST = "/items/0/call_id"
+_ENDED = ("denied_by_reviewer", "hold_expired", "hold_withdrawn", "outcome_unknown")
+_CALLING = (
+    "unknown_tool", "insufficient_scope", "forbidden", "invalid_arguments", "over_quota", "overloaded", "conflict",
+    "in_flight", *_ENDED, "refused", "unknown_hold", "backend_unavailable", "backend_rejected", "backend_broken",
+    "backend_error", "answer_withheld", "backend_timed_out",
+)  # fmt: skip
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "GET", "/api/holds", "listHolds", "Held calls you may see; without `state` the open ones.",
-        list_holds, "Holds", parameters=_PAGED, leads_to=("getHold", "approveHold", "denyHold"),
+        list_holds, "Holds", parameters=_PAGED,
+        leads_to=dict.fromkeys(("getHold", "approveHold", "denyHold", "proposeGrant", "getInvocation"), _FIRST),
     ),
     Operation(
         "GET", "/api/holds/{id}", "getHold", "One held call with exactly what will be sent.",
@@ -286,10 +280,12 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "POST", "/api/holds/{id}/grant", "proposeGrant", "Propose a standing grant for calls like this one.",
         propose_grant, "Grant", body=_BOUNDS, required=("count", "until_ms"), codes=(*_DECIDING, "invalid_arguments"),
+        leads_to=dict.fromkeys(("approveGrant", "rejectGrant", "revokeGrant"), "/grant_id"),
     ),
     Operation(
         "GET", "/api/grants", "listGrants", "Standing grants you may see; with `ended` those that ended, too.",
         list_grants, "Grants", parameters={"ended": {"type": "boolean"}},
+        leads_to=dict.fromkeys(("approveGrant", "rejectGrant", "revokeGrant"), "/items/0/grant_id"),
     ),
     Operation(
         "POST", "/api/grants/{id}/approve", "approveGrant", "Confirm a proposed grant, as another person.",
@@ -304,8 +300,21 @@ OPERATIONS: tuple[Operation, ...] = (
         revoke_grant, "Grant", body=_REASON, required=("reason",), codes=_DECIDING,
     ),
     Operation(
+        "POST", calls.PATH, "callTool", "Call a tool; 202 with a Location when a person must decide first.",
+        calls.call_tool, "Call", body=_CALLED, required=("tool",), headers=_KEY, codes=_CALLING, accepts=True,
+        leads_to=dict.fromkeys(("getCall", "withdrawCall", "getInvocation"), "/call_id"),
+    ),
+    Operation(
+        "GET", f"{calls.PATH}/{{id}}", "getCall", "How your own call stands; once it has ended, its result.",
+        calls.get_call, "Call", codes=("unknown_hold", "overloaded"), accepts=True,
+    ),
+    Operation(
+        "POST", f"{calls.PATH}/{{id}}/withdraw", "withdrawCall", "Take back your own held call, unless it has run.",
+        calls.withdraw_call, "Call", codes=("unknown_hold", "conflict", "overloaded"), accepts=True,
+    ),
+    Operation(
         "GET", "/api/invocations", "listInvocations", "Calls you may see, newest first.",
-        list_invocations, "Invocations", parameters=_FILTERS, leads_to=("getInvocation",),
+        list_invocations, "Invocations", parameters=_FILTERS, leads_to={"getInvocation": _FIRST},
         codes=("invalid_arguments",),
     ),
     Operation(

@@ -5,6 +5,7 @@ A cookie is never looked at here: who holds one cannot be made to call the API b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -14,11 +15,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from broker.errors import BrokerError, Internal, Malformed, RecordUnavailable, Unauthenticated, UnknownHold
+from broker.errors import (
+    BrokerError,
+    InsufficientScope,
+    Internal,
+    Malformed,
+    Overloaded,
+    OverQuota,
+    RecordUnavailable,
+    Unauthenticated,
+    UnknownHold,
+)
 from broker.faces.api import openapi
 from broker.faces.api.errors import STATUS, as_object
 from broker.faces.api.inputs import Inputs
-from broker.faces.api.operations import OPERATIONS, Asked, Operation
+from broker.faces.api.operation import Asked, Operation, Reply
+from broker.faces.api.operations import OPERATIONS
 from broker.faces.mcp.ports import Challenge
 from broker.faces.office import Office
 
@@ -46,7 +58,7 @@ class Api:
         self._challenge = challenge
         self._called = called
         self._version = version
-        self._inputs = {operation.name: Inputs(operation) for operation in OPERATIONS}
+        self._inputs = {operation.name: Inputs(operation, office.settings.limits) for operation in OPERATIONS}
 
     def routes(self) -> list[Route]:
         by_path: dict[str, dict[str, Operation]] = {}
@@ -83,8 +95,14 @@ class Api:
             inputs = self._inputs[operation.name]
             query = inputs.query(request)
             body = await inputs.body(request) if request.method == "POST" else {}
-            asked = Asked(who, self._office, request.path_params, query, body)
-            return _json(200, await operation.handler(asked))
+            trace = request.headers.get("traceparent", "")
+            asked = Asked(who, self._office, request.path_params, query, body, inputs.headers(request), trace)
+            reply = await operation.handler(asked)
+            if not isinstance(reply, Reply):
+                return _json(200, reply)
+            response = _json(reply.status, reply.value)
+            response.headers.update(reply.headers)
+            return response
         except Unauthenticated as error:
             refused = _refusal(error)
             refused.headers["WWW-Authenticate"] = self._challenge(
@@ -93,6 +111,16 @@ class Api:
                 error="" if error.facts.get("reason") == "missing" else "invalid_token",
                 description=error.message,
                 scopes=self._scopes(),
+            )
+            return refused
+        except InsufficientScope as error:
+            refused = _refusal(error)
+            refused.headers["WWW-Authenticate"] = self._challenge(
+                self._called(request.headers.get("host", "")),
+                PATH,
+                error="insufficient_scope",
+                description=error.message,
+                scopes=error.missing,
             )
             return refused
         except BrokerError as error:
@@ -118,8 +146,10 @@ class _Endpoint:
 
 def _refusal(error: BrokerError, *, status: int = 0) -> Response:
     response = _json(status or STATUS[error.code], as_object(error))
-    if isinstance(error, RecordUnavailable):
+    if isinstance(error, RecordUnavailable | Overloaded):
         response.headers["Retry-After"] = "1"
+    if isinstance(error, OverQuota):
+        response.headers["Retry-After"] = str(math.ceil(error.retry_after_ms / 1000))
     return response
 
 

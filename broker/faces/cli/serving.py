@@ -219,6 +219,7 @@ def _office(broker: Broker) -> Office:
         clock=broker.clock,
         authenticate=broker.gatekeeper.authenticate,
         directory=broker.directory,
+        perform=broker.pipeline.perform,
     )
 
 

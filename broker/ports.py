@@ -62,6 +62,11 @@ class Authenticator(Protocol):
         """
         ...
 
+    def remembered(self, mark: bytes) -> Principal | None:
+        """Whom it has vouched for lately by the credential of this fingerprint (`principal.fingerprint`), if that still
+        counts and nothing has to be read to say so; None otherwise."""
+        ...
+
     async def recheck(self, principal: Principal) -> bool:
         """Whether the grant behind a principal we once vouched for still holds; False when it was not ours.
 

@@ -16,7 +16,7 @@ from broker.faces import web
 from broker.faces.mcp.agents import AgentServer
 from broker.model.answer import Answer
 from broker.model.call import Call
-from broker.model.principal import Principal
+from broker.model.principal import Principal, fingerprint
 from broker.settings import Settings
 
 MODERN = "2026-07-28"
@@ -89,12 +89,21 @@ class Keys:
     def __init__(self, issuer: str = "test") -> None:
         self.issuer = issuer
         self.revoked: set[str] = set()
+        self.asked = 0
+        self._known: dict[bytes, tuple[str, Principal]] = {}
+
+    def remembered(self, mark: bytes) -> Principal | None:
+        credential, principal = self._known.get(mark, ("", None))
+        return None if credential in self.revoked else principal
 
     async def __call__(self, credential: str | None) -> Principal:
+        self.asked += 1
         if not credential or credential in self.revoked or credential.startswith("bad"):
             raise Unauthenticated("Refused: this credential is not valid.", next_step="Get another one.")
         agent, *scopes = credential.split("~")
-        return Principal(agent=agent, issuer=self.issuer, scopes=frozenset(scopes))
+        principal = Principal(agent=agent, issuer=self.issuer, scopes=frozenset(scopes))
+        self._known[fingerprint(credential)] = credential, principal
+        return principal
 
 
 @dataclass(slots=True)
@@ -132,6 +141,7 @@ def agents_with(
         challenge=challenged,
         base_url=base_url,
         on_refused=refused.append,
+        remembered=keys.remembered,
     )
 
 

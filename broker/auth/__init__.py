@@ -93,6 +93,16 @@ class Gatekeeper:
             reason="unknown",
         )
 
+    def remembered(self, mark: bytes) -> Principal | None:
+        """Which agent presented the credential of this fingerprint a moment ago, as far as that can be said without
+        asking anybody; None: `authenticate` knows."""
+        for authenticator in self._authenticators:
+            principal = authenticator.remembered(mark)
+            if principal is not None:
+                known_here = not principal.endpoints or principal.endpoints & DOORS["agents"]
+                return principal if known_here else None
+        return None
+
     async def recheck(self, principal: Principal) -> None:
         """Whether a principal of before may still act, for calls that run long after they were authenticated.
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from anyio import to_thread
 
-from broker.auth.memory import Memory, fingerprint
+from broker.auth.memory import Memory
 from broker.errors import InsufficientScope, Unauthenticated
 from broker.model.directory import Account, ApiKey, secret_hash
-from broker.model.principal import Principal
+from broker.model.principal import Principal, fingerprint
 from broker.ports import Directory
 
 if TYPE_CHECKING:
@@ -82,6 +82,10 @@ class ApiKeys:
             principal = await to_thread.run_sync(self._look_up, form.group(1), credential)
             self._memory.keep(remembered, principal, generation)
         return principal
+
+    def remembered(self, mark: bytes) -> Principal | None:
+        """See ports.Authenticator."""
+        return self._memory.at_once(mark)
 
     async def recheck(self, principal: Principal) -> bool:
         """See ports.Authenticator."""

@@ -17,12 +17,12 @@ from anyio import to_thread
 
 from broker.auth.documents import http_client
 from broker.auth.keys import DirectoryKeys, HttpKeys, KeySource
-from broker.auth.memory import Memory, fingerprint
+from broker.auth.memory import Memory
 from broker.auth.token import Claims, Unverified, claims, invalid, refused, unverified, verified
 from broker.errors import InsufficientScope, Unauthenticated
 from broker.model.address import endpoints_in, resources
 from broker.model.directory import Standing
-from broker.model.principal import Principal
+from broker.model.principal import Principal, fingerprint
 from broker.settings import Issuer
 
 if TYPE_CHECKING:
@@ -81,6 +81,10 @@ class AccessTokens:
         principal = await self._judge(credential)
         self._memory.keep(key, principal, generation)
         return principal
+
+    def remembered(self, mark: bytes) -> Principal | None:
+        """See ports.Authenticator."""
+        return self._memory.at_once(mark)
 
     async def recheck(self, principal: Principal) -> bool:
         """See ports.Authenticator. The embedded issuer's grants are looked up, so a call may outlive its access

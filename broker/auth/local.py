@@ -35,6 +35,9 @@ class Local:
     async def authenticate(self, credential: str) -> Principal | None:  # noqa: ARG002 – there is none of its kind
         return None
 
+    def remembered(self, mark: bytes) -> Principal | None:  # noqa: ARG002 – as above
+        return None
+
     async def recheck(self, principal: Principal) -> bool:
         """See ports.Authenticator. Another process may have been started with another identity: that one stands."""
         if principal.issuer != ISSUER:

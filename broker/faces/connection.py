@@ -13,7 +13,7 @@ What must not live here: anything that looks into a request.
 
 from __future__ import annotations
 
-from asyncio import TimerHandle, Transport
+from asyncio import Event, TimerHandle, Transport
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
+
     from broker.settings import Limits
 
 # ASGI extension under which a request finds its `Hangup`.
@@ -38,6 +40,23 @@ _TOLD: Mapping[str, tuple[bytes, bytes]] = {
 # ASGI extension by which a whole response is sent in one write: see `Connection.answer`.
 ANSWER = "broker.answer"
 
+# ASGI extension with the bytes that brought the request, when nothing came before or with them that is not its own.
+PIECE = "broker.piece"
+
+Shortcut = Callable[[bytes, Any], "ASGI3Application | int | None"]
+"""What answers the request in these bytes, sent to this address of ours, without its head being read again; how many
+bytes of it are still missing; None: it goes the usual way. See `broker.faces.mcp.shortcut`."""
+
+
+class _Unasked(Event):
+    """The event of a body that came whole: there is nobody to wake."""
+
+    def set(self) -> None:
+        """Nothing waits."""
+
+
+_UNASKED = _Unasked()
+
 
 class Hangup:
     """Tells the request being worked on that its client went away, without a task per request."""
@@ -54,22 +73,26 @@ class Hangup:
             self.notify()
 
 
-def protocol_class(limits: Limits) -> type[HttpToolsProtocol]:
+def protocol_class(limits: Limits, shortcut: Shortcut = lambda _data, _server: None) -> type[HttpToolsProtocol]:
     """The protocol for one server: its connections share one queue of those that nothing is being done for."""
     waiting: dict[Connection, None] = {}  # oldest first
 
     class Bound(Connection):
         def __init__(self, *args: Any, **named: Any) -> None:
             super().__init__(*args, **named)
-            self.bind(limits, waiting)
+            self.bind(limits, waiting, shortcut)
 
     return Bound
 
 
 class Connection(HttpToolsProtocol):
-    def bind(self, limits: Limits, waiting: dict[Connection, None]) -> None:
+    def bind(self, limits: Limits, waiting: dict[Connection, None], shortcut: Shortcut) -> None:
         self._limits = limits
         self._waiting = waiting
+        self._shortcut = shortcut
+        self._unfed = True  # the parser has seen nothing yet
+        self._piece = b""  # that the parser is at, when the request in it came on a connection at rest
+        self._held = b""  # the beginning of a request that takes the shortcut when it is whole
         self._hangup = Hangup()
         self._timer: TimerHandle | None = None  # of what is due
         self._due = ""  # the limit that counts: header_s, body_s, or none
@@ -93,15 +116,66 @@ class Connection(HttpToolsProtocol):
         self._keep_time()
 
     def data_received(self, data: bytes) -> None:
+        if self._held or self._is_at_rest():
+            data, self._held = self._held + data if self._held else data, b""
+            way = self._shortcut(data, self.server)
+            if isinstance(way, int):
+                self._hold(data)
+                return
+            if way is not None:
+                self._take(way)
+                return
+            self._piece = data
         if self._in_head:
             self._head_bytes += len(data)
+        self._unfed = False
         super().data_received(data)
+        self._piece = b""
         self._keep_time()
         # Still no whole head after all these bytes; a head that came complete was counted line by line.
         if self._in_head and self._head_bytes > self._limits.header_bytes:
             self._close("header_bytes")
 
+    def _is_at_rest(self) -> bool:
+        """Whether nothing is under way and the parser in the middle of nothing."""
+        return (not self._due or self._unfed) and (
+            self.cycle is None or (self.cycle.response_complete and not self.pipeline)  # pyright: ignore[reportUnnecessaryComparison]
+        )
+
+    def _hold(self, data: bytes) -> None:
+        """Wait for the rest of a body, within its time."""
+        self._held = data
+        if self._due != "body_s":
+            self._waiting.pop(self, None)
+            self._is_due("body_s")
+            self._keep_time()
+
+    def _take(self, app: ASGI3Application) -> None:
+        """Begin a request whose head and body are read already."""
+        self._waiting.pop(self, None)
+        if self._due:
+            self._is_due("")
+            self._disarm()
+        extensions: dict[Any, Any] = {HANGUP: self._hangup}
+        self.scope = {"type": "http", "method": "POST", "path": "/mcp", "extensions": extensions}  # type: ignore[typeddict-item]
+        self.cycle = cycle = RequestResponseCycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=_UNASKED,
+            expect_100_continue=False,
+            keep_alive=True,
+            on_response=self.on_response_complete,
+        )
+        extensions[ANSWER] = partial(self.answer, cycle)
+        self._start_asgi_task(cycle, app)
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._held = b""
         self._disarm()
         self._waiting.pop(self, None)
         if self._drain_timer is not None:
@@ -150,7 +224,8 @@ class Connection(HttpToolsProtocol):
         self._in_head, self._head_bytes = False, 0
         self._waiting.pop(self, None)
         self._is_due("body_s")
-        extensions: dict[Any, Any] = {HANGUP: self._hangup}
+        extensions: dict[Any, Any] = {HANGUP: self._hangup, PIECE: self._piece}
+        self._piece = b""  # a second request in it is none that came at rest
         self.scope["extensions"] = extensions  # type: ignore[typeddict-item]
         super().on_headers_complete()
         extensions[ANSWER] = partial(self.answer, self.cycle)
@@ -170,9 +245,9 @@ class Connection(HttpToolsProtocol):
         if cycle.response_started or cycle.disconnected or self.flow.write_paused or not cycle.keep_alive:
             return False
         cycle.response_started = cycle.response_complete = True
-        lines = [b"%s: %s\r\n" % line for line in self.server_state.default_headers]
         self.transport.write(
-            b"HTTP/1.1 200 OK\r\n%s%scontent-length: %d\r\n\r\n%s" % (b"".join(lines), head, len(body), body)
+            b"HTTP/1.1 200 OK\r\n%s%scontent-length: %d\r\n\r\n%s"
+            % (_default_lines(self.server_state.default_headers), head, len(body), body)
         )
         cycle.message_event.set()
         cycle.on_response()
@@ -243,7 +318,8 @@ class Connection(HttpToolsProtocol):
         self._disarm()
         if self.transport.is_closing():
             return
-        if self._in_head or (self.cycle is not None and not self.cycle.response_started):  # type: ignore[redundant-expr]
+        unanswered = self.cycle is not None and not self.cycle.response_started  # type: ignore[redundant-expr]
+        if self._in_head or self._held or unanswered:
             self.transport.write(_refusal(limit))
         self.transport.close()
 
@@ -255,6 +331,17 @@ class Connection(HttpToolsProtocol):
         self._waiting.pop(oldest)
         oldest._close("connections")  # noqa: SLF001 – of this very class
         return True
+
+
+_lines: tuple[Any, bytes] = (None, b"")
+
+
+def _default_lines(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """uvicorn's own header lines (the date), which it makes anew every second."""
+    global _lines  # noqa: PLW0603 – a memory of one
+    if _lines[0] is not headers:
+        _lines = (headers, b"".join([b"%s: %s\r\n" % line for line in headers]))
+    return _lines[1]
 
 
 def _refusal(limit: str) -> bytes:

@@ -65,6 +65,7 @@ class Web:
         self._agent_paths = {path.encode() for path in agents.paths}
         self._home = home
         self._draining = False
+        self.shortcut = agents.shortcut
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -178,7 +179,7 @@ async def serve(
 def _config(app: Web, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # pyright: ignore[reportArgumentType]  # ASGI in our own, looser words
-        http=protocol_class(settings.limits),
+        http=protocol_class(settings.limits, app.shortcut),  # pyright: ignore[reportArgumentType]  # as above
         ws="none",
         lifespan="off",
         log_config=None,

@@ -7,6 +7,7 @@ for itself), `tenant` the organisation ("" when there is only one). They come fr
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from dataclasses import dataclass
 
@@ -16,6 +17,11 @@ from broker.model.canonical import canonical
 def person(name: str) -> str:
     """A name as identity checks compare it: spelling variants (case, width, composition) are one person."""
     return unicodedata.normalize("NFKC", name).casefold().strip()
+
+
+def fingerprint(credential: str) -> bytes:
+    """What a credential is remembered by, so that none stays in memory longer than its request."""
+    return hashlib.sha256(credential.encode()).digest()
 
 
 @dataclass(frozen=True, slots=True)

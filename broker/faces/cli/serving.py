@@ -118,6 +118,7 @@ async def _faced(broker: Broker) -> AsyncGenerator[AgentServer]:
         on_listed=listed,
         state_keys=lambda: _state_keys(broker),
         task_keys=lambda: [broker.store.secret("task id")],
+        remembered=broker.gatekeeper.remembered,
     )
     unsubscribe = broker.shelf.subscribe(agents.announce_tools_changed)
     broker.reconciler.on_resource_updated.add(agents.resource_updated)

@@ -23,11 +23,12 @@ from anyio.abc import TaskGroup
 from broker.faces.mcp.direct import Direct
 from broker.faces.mcp.gate import METHODS, Gate
 from broker.faces.mcp.headers import Places
-from broker.faces.mcp.ports import Authenticate, Challenge, Clock, House, Listed, Pipeline, Refused
+from broker.faces.mcp.ports import Authenticate, Challenge, Clock, House, Listed, Pipeline, Refused, Remembered
 from broker.faces.mcp.request import App, Receive, Scope, Send
 from broker.faces.mcp.rounds import Rounds
 from broker.faces.mcp.sealing import Keys
 from broker.faces.mcp.sessions import Audience
+from broker.faces.mcp.shortcut import Shortcut
 from broker.faces.mcp.standing import Standing
 from broker.faces.mcp.tasks import Tasks
 from broker.model.principal import Principal
@@ -67,16 +68,19 @@ class AgentServer:
         on_listed: Listed = lambda _principal, _shown: None,
         state_keys: Keys = lambda: [_OWN_KEY],
         task_keys: Keys = lambda: [_OWN_KEY],
+        remembered: Remembered = lambda _mark: None,
     ) -> None:
         """instructions: what a model is told about the whole server. base_url: where clients reach it; asked when a
         request comes, so that a port taken at start is known by then. on_refused: told the kind of each request that
         never became a call. on_listed: told how many tools a caller was shown. state_keys: seal `requestState`
-        (`rounds`), task_keys the ids of tasks; without them a key of this process does.
+        (`rounds`), task_keys the ids of tasks; without them a key of this process does. remembered: without it every
+        call is authenticated anew.
         """
         clock = clock or _SystemClock()
         self._house = House(
             pipeline,
             authenticate,
+            remembered,
             challenge,
             base_url,
             settings.limits,
@@ -118,6 +122,11 @@ class AgentServer:
     def app(self) -> App:
         """ASGI for the paths of `paths`, matched exactly by whoever routes to it."""
         return self._gate
+
+    @property
+    def shortcut(self) -> Shortcut:
+        """For the connections `app` is served on."""
+        return self._gate.shortcut
 
     @property
     def streams(self) -> int:

@@ -110,15 +110,7 @@ class Direct:
     def takes(self, request: Request) -> bool:
         """Whether this modern `tools/call`, already in agreement with its headers, can be answered here."""
         params = request.message.params
-        json, stream = request.accepts
-        if not json or not params.keys() <= _PLAIN_PARAMS:
-            return False
-        name, meta = params.get("name"), cast("dict[str, Any]", params["_meta"])
-        if not isinstance(name, str) or not isinstance(params.get("arguments", {}), dict):
-            return False
-        if (stream and "progressToken" in meta) or not _is_plain(meta):
-            return False
-        return not self.mirrors_arguments(name)
+        return is_plain_call(params, *request.accepts) and not self.mirrors_arguments(params["name"])
 
     def lists(self, request: Request) -> bool:
         """Whether this modern `tools/list`, already in agreement with its headers, can be answered here: the SDK would
@@ -251,6 +243,19 @@ class Direct:
             uses = b'"x-mcp-header"' in orjson.dumps(schema, default=dict)  # views of mappings
             known = self._mirrors[name] = (schema, uses)
         return known[1]
+
+
+def is_plain_call(params: Mapping[str, Any], json: bool, stream: bool) -> bool:
+    """Whether these params of a modern `tools/call`, with a `_meta`, have nothing that is the SDK's to do.
+
+    json, stream: what may be answered.
+    """
+    if not json or not params.keys() <= _PLAIN_PARAMS:
+        return False
+    meta = cast("dict[str, Any]", params["_meta"])
+    if not isinstance(params.get("name"), str) or not isinstance(params.get("arguments", {}), dict):
+        return False
+    return not (stream and "progressToken" in meta) and _is_plain(meta)
 
 
 def _is_plain(meta: Mapping[str, Any]) -> bool:

@@ -35,6 +35,7 @@ from broker.faces.mcp.direct import Direct
 from broker.faces.mcp.ports import House
 from broker.faces.mcp.replies import CLOSE, Stop, send_body
 from broker.faces.mcp.request import FACE, OUTCOME, PRINCIPAL, App, Receive, Request, Scope, Send
+from broker.faces.mcp.shortcut import Shortcut
 from broker.faces.mcp.standing import Standing
 from broker.faces.mcp.strict import INVALID_REQUEST, Message, RequestId, read_message
 from broker.model.address import as_called
@@ -81,6 +82,14 @@ class Gate:
         self._in_use: set[tuple[str, bytes, str]] = set()  # handshake-era requests being answered
         self.budget = Budget(house.limits.bytes_in_flight)
         self.closing = False
+        self.shortcut = Shortcut(
+            direct=direct,
+            limits=house.limits,
+            budget=self.budget,
+            remembered=house.remembered,
+            call=self._known,
+            is_closing=lambda: self.closing,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """scope: of an HTTP request whose raw path is exactly one of METHODS."""
@@ -97,9 +106,12 @@ class Gate:
             else:
                 await self._stand(request)
         except Stop as stop:
-            if stop.kind:
-                self._house.on_refused(stop.kind)
-            await send_body(request.send, stop.status, stop.body, stop.headers)
+            await self._stopped(request, stop)
+
+    async def _stopped(self, request: Request, stop: Stop) -> None:
+        if stop.kind:
+            self._house.on_refused(stop.kind)
+        await send_body(request.send, stop.status, stop.body, stop.headers)
 
     # ------------------------------------------------------------------------------------------ before the identity
 
@@ -219,10 +231,8 @@ class Gate:
         if message.kind == "request":
             _refuse(agreement.disagreement(request.headers, message), message.id)
         if is_call and self._direct.takes(request):
-            try:
-                await self._direct.answer(request)
-            except (InsufficientScope, Unauthenticated) as refusal:
-                raise self._challenged(request, refusal) from None
+            self.shortcut.learn(request, wire.bearer(request.headers))
+            await self._call(request)
             return
         if message.kind == "request" and message.method == "tools/list" and self._direct.lists(request):
             await self._direct.list_tools(request)
@@ -235,6 +245,19 @@ class Gate:
             await self._stand(request)
         else:
             await self._go_on(request)
+
+    async def _call(self, request: Request) -> None:
+        try:
+            await self._direct.answer(request)
+        except (InsufficientScope, Unauthenticated) as refusal:
+            raise self._challenged(request, refusal) from None
+
+    async def _known(self, request: Request) -> None:
+        """For the shortcut."""
+        try:
+            await self._call(request)
+        except Stop as stop:
+            await self._stopped(request, stop)
 
     async def _handshake(self, request: Request) -> None:
         """A message of a handshake-era session; its answer travels on this very POST."""

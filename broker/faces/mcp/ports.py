@@ -69,6 +69,11 @@ Authenticate = Callable[[str | None], Awaitable[Principal]]
 cannot be found out now; nothing else."""
 
 
+Remembered = Callable[[bytes], Principal | None]
+"""`Gatekeeper.remembered`: who presented the credential of this fingerprint (`principal.fingerprint`) a moment ago, if
+that still counts; None when `Authenticate` has to be asked."""
+
+
 class Challenge(Protocol):
     def __call__(
         self, base_url: str, path: str, *, error: str = "", description: str = "", scopes: Iterable[str] = ()
@@ -131,6 +136,7 @@ class House:
 
     pipeline: Pipeline
     authenticate: Authenticate
+    remembered: Remembered
     challenge: Challenge
     base_url: Callable[[], str]
     limits: Limits

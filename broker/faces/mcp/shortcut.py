@@ -1,0 +1,140 @@
+"""Heads that have come before, byte for byte: a client says the same with each call, and is judged by it once.
+
+A modern `tools/call` of a client differs from its last one in the body and hardly ever in the head. When one has passed
+the whole gate, what its head said is kept under its SHA-256; a request that begins with those very bytes has the same
+path, Host, media types, version, method and tool name, because they were judged when they came first. What can have
+changed since is asked again every time: whether the credential still counts, and whether the broker is leaving.
+Everything of the body is read and judged as for any other request.
+
+A request that is not all of this, or wrong in any way, is nobody's here: it goes the usual way through the HTTP parser
+and the gate, as if nobody had looked. So nothing is ever refused here, and there is one judge.
+
+What is kept has no credential in it: the SHA-256 of one, as `auth` keeps it.
+
+What must not live here: any rule of the gate's; any byte of HTTP written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from broker.errors import Malformed
+from broker.faces.connection import PIECE
+from broker.faces.mcp.agreement import MODERN, agrees
+from broker.faces.mcp.bodies import Budget
+from broker.faces.mcp.direct import Direct, is_plain_call
+from broker.faces.mcp.headers import content_length, decoded
+from broker.faces.mcp.ports import Remembered
+from broker.faces.mcp.request import FACE, PRINCIPAL, App, Receive, Request, Scope, Send
+from broker.faces.mcp.strict import JsonLimits, read_message
+from broker.model.principal import fingerprint
+
+MOST = 1024  # heads; of each a few hundred bytes are kept
+HEAD_BYTES = 16_384
+BODY_BYTES = 65_536  # larger ones go the usual way, where they are counted as they come
+
+_LINE = b"POST /mcp HTTP/1.1\r\n"
+# What makes a request more than a head and a body of known length, or another one than the next.
+_UNFIT = frozenset(
+    {b"transfer-encoding", b"expect", b"upgrade", b"connection", b"origin", b"traceparent", b"tracestate", b"baggage"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a head said. server: the socket's own address it came to. length: of the body. mark: the credential's
+    fingerprint. named: the decoded `Mcp-Name`. accepts: JSON, and an event stream."""
+
+    server: Any
+    headers: Mapping[bytes, bytes]  # but the credential
+    length: int
+    mark: bytes
+    version: str
+    named: str
+    accepts: tuple[bool, bool]
+
+
+class Shortcut:
+    """call: makes a call and answers it, challenges included (`Gate`). is_closing: whether the broker is leaving."""
+
+    def __init__(
+        self,
+        *,
+        direct: Direct,
+        limits: JsonLimits,
+        budget: Budget,
+        remembered: Remembered,
+        call: Callable[[Request], Any],
+        is_closing: Callable[[], bool],
+    ) -> None:
+        self._direct = direct
+        self._limits = limits
+        self._budget = budget
+        self._remembered = remembered
+        self._call = call
+        self._is_closing = is_closing
+        self._heads: dict[bytes, Head] = {}
+
+    def learn(self, request: Request, credential: str | None) -> None:
+        """Keep what the head of this call said, which has passed the whole gate, if it came in one piece with it."""
+        headers, piece = request.headers, request.scope.get("extensions", {}).get(PIECE, b"")
+        end = piece.find(b"\r\n\r\n") + 4
+        length = content_length(headers)
+        if (
+            not credential
+            or not piece.startswith(_LINE)
+            or end > HEAD_BYTES
+            or length > BODY_BYTES
+            or len(piece) != end + length
+            or not _UNFIT.isdisjoint(headers)
+        ):
+            return
+        version, named = headers[b"mcp-protocol-version"].decode(), decoded(headers.get(b"mcp-name"))
+        if version not in MODERN or named is None:
+            return
+        while len(self._heads) >= MOST:
+            self._heads.pop(next(iter(self._heads)))
+        said = {name: value for name, value in headers.items() if name != b"authorization"}
+        self._heads[sha256(piece[:end]).digest()] = Head(
+            request.scope.get("server"), said, length, fingerprint(credential), version, named, request.accepts
+        )
+
+    def __call__(self, data: bytes, server: Any) -> App | int | None:
+        """What answers this request; how many bytes of it are missing; None when it goes the usual way.
+
+        data: what came on a connection with nothing under way. server: the connection's own address.
+        """
+        end = data.find(b"\r\n\r\n", 0, HEAD_BYTES) + 4
+        if end < 4 or not data.startswith(_LINE):
+            return None
+        head = self._heads.get(sha256(data[:end]).digest())
+        if head is None or head.server != server:
+            return None
+        size = head.length
+        if len(data) != end + size:
+            return max(0, end + size - len(data)) or None
+        principal = self._remembered(head.mark)
+        if principal is None or self._is_closing() or size > self._budget.left:
+            return None
+        try:
+            message = read_message(data[end:], self._limits)
+        except Malformed:
+            return None
+        if not agrees(message, head.version, head.named) or not is_plain_call(message.params, *head.accepts):
+            return None
+        if self._direct.mirrors_arguments(head.named):
+            return None
+        budget, call = self._budget, self._call
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            scope[PRINCIPAL], scope[FACE] = principal, "mcp-http"
+            try:
+                await call(Request("/mcp", head.headers, scope, receive, send, principal, message))
+            finally:
+                budget.give(size)
+
+        budget.take(size)
+        return answer

@@ -1,0 +1,141 @@
+"""Calls whose head has come before: answered as any other, judged in all that can have changed."""
+
+from __future__ import annotations
+
+import anyio
+import orjson
+import pytest
+
+from tests.serving import Served, modern_call, served
+from tests.stories.test_wire_connection import head, rest_of, socket_to, status
+
+pytestmark = pytest.mark.anyio
+
+
+def body(number: int, **arguments: object) -> bytes:
+    return orjson.dumps({**modern_call("echo", {"text": "hi", **arguments}), "id": number})
+
+
+def request(house: Served, content: bytes, *lines: str) -> bytes:
+    return head(house, *lines, f"Content-Length: {len(content)}") + content
+
+
+async def answered(stream: anyio.abc.SocketStream) -> tuple[int, bytes]:
+    """Status and body of the next answer."""
+    received = b""
+    with anyio.fail_after(5):
+        while True:
+            received += await stream.receive()
+            top, found, rest = received.partition(b"\r\n\r\n")
+            sizes = [int(line[15:]) for line in top.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+            if found and sizes and len(rest) >= sizes[0]:
+                return status(top), rest
+
+
+async def test_a_head_that_came_before_is_not_judged_again_and_its_call_is_another() -> None:
+    async with served() as house, socket_to(house) as stream:
+        said: list[tuple[int, object]] = []
+        for number in range(3, 6):
+            await stream.send(request(house, body(number)))
+            code, content = await answered(stream)
+            said.append((code, orjson.loads(content)["id"]))
+        assert said == [(200, 3), (200, 4), (200, 5)]
+        assert house.keys.asked == 1, "the gate asked once; the others took the shortcut"
+        assert [call.request_id for call in house.tools.calls] == ["3", "4", "5"]
+        assert len({call.id for call in house.tools.calls}) == 3
+
+
+@pytest.mark.parametrize("cut", [1, 40])
+async def test_a_body_that_comes_in_pieces_is_waited_for(cut: int) -> None:
+    async with served() as house, socket_to(house) as stream:
+        await stream.send(request(house, body(3)))
+        await answered(stream)
+        whole = request(house, body(4))
+        start = whole.index(b"\r\n\r\n") + 4
+        for piece in (whole[:start], whole[start : start + cut], whole[start + cut :]):
+            await stream.send(piece)
+            await anyio.sleep(0.02)
+        code, content = await answered(stream)
+        assert (code, orjson.loads(content)["id"], house.keys.asked) == (200, 4, 1)
+
+
+async def test_a_body_that_does_not_come_is_waited_for_no_longer_than_any() -> None:
+    async with served(limits={"body_s": 0.3}) as house, socket_to(house) as stream:
+        await stream.send(request(house, body(3)))
+        await answered(stream)
+        await stream.send(request(house, body(4))[:-5])
+        received = await rest_of(stream)
+        assert status(received) == 408
+        assert b"body_s" in received
+        assert len(house.tools.calls) == 1
+
+
+CALL = orjson.dumps({**modern_call("echo", {"text": "hi"}), "id": 4})
+WRONG = {
+    "no JSON": b"{" * 30,
+    "a key twice": b'{"id":5,' + CALL[1:],
+    "another name than in the head": CALL.replace(b'"name":"echo"', b'"name":"ohce"'),
+    "another method": CALL.replace(b"tools/call", b"tools/list"),
+    "another version": CALL.replace(b"2026-07-28", b"2026-07-29"),
+    "a notification": CALL.replace(b'"id":4,', b"").replace(b',"id":4', b""),
+}
+
+
+@pytest.mark.parametrize("why", WRONG)
+async def test_a_body_that_does_not_fit_a_known_head_is_refused_as_ever(why: str) -> None:
+    good, wrong = (content.ljust(500) for content in (CALL, WRONG[why]))
+    async with served() as house, socket_to(house) as stream:
+        await stream.send(request(house, wrong))
+        unknown = await answered(stream)
+        for content in (good, wrong):
+            await stream.send(request(house, content))
+            known = await answered(stream)
+            assert known == unknown or content == good
+    assert unknown[0] == (202 if why == "a notification" else 400)
+
+
+async def test_a_credential_that_counts_no_longer_is_refused_at_a_known_head() -> None:
+    async with served() as house, socket_to(house) as stream:
+        await stream.send(request(house, body(3)))
+        await answered(stream)
+        house.keys.revoked.add("ann")
+        await stream.send(request(house, body(4)))
+        code, _ = await answered(stream)
+        assert code == 401
+        assert len(house.tools.calls) == 1
+
+
+async def test_calls_sent_at_once_on_one_connection_are_answered_in_order() -> None:
+    async with served() as house, socket_to(house) as stream:
+        await stream.send(request(house, body(3)))
+        await answered(stream)
+        await stream.send(request(house, body(4)))
+        await stream.send(request(house, body(5)) + request(house, body(6)))
+        received = b""
+        with anyio.fail_after(5):
+            while received.count(b"HTTP/1.1 200") < 3 or not received.endswith(b"}"):
+                received += await stream.receive()
+        places = [received.index(b'"id":%d' % number) for number in (4, 5, 6)]
+        assert places == sorted(places)
+
+
+async def test_a_client_that_leaves_a_known_call_has_it_cancelled() -> None:
+    content = orjson.dumps({**modern_call("wait", {}), "id": 3})
+
+    def waiting(house: Served) -> bytes:
+        return request(house, content).replace(b"echo", b"wait")
+
+    async with served() as house:
+        house.tools.release.set()
+        async with socket_to(house) as stream:
+            await stream.send(waiting(house))
+            await answered(stream)
+        house.tools.release = anyio.Event()
+        house.tools.entered = anyio.Event()
+        async with socket_to(house) as stream:
+            await stream.send(waiting(house))
+            with anyio.fail_after(5):
+                await house.tools.entered.wait()
+        with anyio.fail_after(5):
+            await house.tools.cancelled.wait()
+        assert house.keys.asked == 1

@@ -30,14 +30,14 @@ class Bulkhead:
         return _Place(self, deadline)
 
     async def take(self, deadline: float) -> None:
-        """For `place`."""
+        """As `place`, to be given back by `give_back`."""
         try:
             self._free.acquire_nowait()
         except anyio.WouldBlock:
             await self._wait(deadline)
 
     def give_back(self) -> None:
-        """For `place`."""
+        """After `take`, whatever happened since."""
         self._free.release()
 
     async def _wait(self, deadline: float) -> None:

@@ -12,6 +12,7 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, cast
 
 import jiter
@@ -115,6 +116,7 @@ def cut_lists(message: Any, most: int) -> bool:
     return cut
 
 
+@lru_cache(maxsize=256)
 def media_type(header: str) -> tuple[str, str]:
     """(type/subtype, charset) in lower case; charset "" when not given."""
     kind, _, parameters = header.partition(";")

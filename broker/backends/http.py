@@ -38,7 +38,7 @@ from broker.backends.placement import (
 from broker.backends.rejection import rejected
 from broker.backends.spec import Bytes, Seconds, Section, Tls
 from broker.backends.transport import quiet
-from broker.backends.upstream import USER_AGENT, Header, Response, Upstream
+from broker.backends.upstream import USER_AGENT, Header, Lines, Response, Upstream
 from broker.errors import AnswerWithheld, BackendError, Broken, BrokerError, TimedOut, Unavailable
 from broker.model.answer import Answer
 from broker.model.call import Call
@@ -139,6 +139,9 @@ class HttpBackend:
             {"Accept": "application/json, text/*", "Accept-Encoding": ACCEPT_ENCODING, "User-Agent": USER_AGENT}
             | spec.headers
         )
+        ids = _by_name({"Idempotency-Key": "%s", "X-Broker-Call-Id": "%s", "Content-Type": "application/json"})
+        fixed = {name: (line, value.replace(b"%", b"%%")) for name, (line, value) in self._fixed.items()}
+        self._usual = Lines.of({**fixed, **ids}.values())
         self._closed = False
         self._auth = None
 
@@ -189,13 +192,15 @@ class HttpBackend:
         timeout_s = min(tool.timeout_s, self._spec.timeout)
         deadline = anyio.current_time() + timeout_s
         attempts = _Attempts(repeatable=tool.idempotent or tool.effect == "read")
+        await self._places.take(deadline)
         try:
-            async with self._places.place(deadline):
-                return await self._attempt(
-                    placed, call, deadline, self._spec.retry.attempts if attempts.repeatable else 1, attempts
-                )
+            return await self._attempt(
+                placed, call, deadline, self._spec.retry.attempts if attempts.repeatable else 1, attempts
+            )
         except TimeoutError:
             raise attempts.honest(Exchange(deadline, left=attempts.left).overdue(self.name, timeout_s)) from None
+        finally:
+            self._places.give_back()
 
     async def _attempt(self, placed: Placed, call: Call, deadline: float, most: int, attempts: _Attempts) -> Answer:
         """Up to `most` times. Raises TimeoutError at the deadline, which the connection keeps (upstream.py): a scope of
@@ -261,31 +266,36 @@ class HttpBackend:
 
     async def _ask(self, placed: Placed, call: Call, exchange: Exchange) -> Answer:
         assert self._upstream is not None  # noqa: S101 – checked by `call`
-        named = _named(placed, call)
         credential = None
         try:
             if self._auth is not None:
                 with anyio.fail_after(exchange.deadline - anyio.current_time()):
                     credential = await self._auth.header()
-            response, body = await self._sent(placed, named, credential, exchange)
+            lines = self._lines(placed, call, credential)
+            response = await self._upstream.ask(placed.method, self._target(placed), lines, placed.body, exchange)
+            body = response.whole() if response.status < 300 else None
+            if body is None:
+                body = await self._body(response)
             if response.status == 401 and self._auth is not None and credential is not None:
                 with anyio.fail_after(exchange.deadline - anyio.current_time()):
                     again = await self._auth.renewed(credential[1])
                 if again is not None:
-                    response, body = await self._sent(placed, named, again, exchange)
+                    lines = self._lines(placed, call, again)
+                    response = await self._upstream.ask(
+                        placed.method, self._target(placed), lines, placed.body, exchange
+                    )
+                    body = await self._body(response)
         except Cut as cut:
             raise cut.error from None
         return self._read(response, body)
 
-    async def _sent(
-        self, placed: Placed, named: Mapping[str, str], credential: tuple[str, str] | None, exchange: Exchange
-    ) -> tuple[Response, bytes]:
-        assert self._upstream is not None  # noqa: S101 – checked by `call`
-        headers = self._headers(named, credential)
-        response = await self._upstream.ask(
-            placed.method, self._target(placed), headers.values(), placed.body, exchange
-        )
-        return response, await self._body(response)
+    def _lines(self, placed: Placed, call: Call, credential: tuple[str, str] | None) -> Lines:
+        """What `_headers` says, as it goes out."""
+        if placed.headers or credential is not None or placed.body is None or call.trace_parent:
+            return Lines.of(self._headers(_named(placed, call), credential).values())
+        # The most usual request: only the ids differ from the last one.
+        key, own = call.downstream_key.encode("latin-1"), call.id.encode()
+        return Lines(self._usual.text % (key, own), self._usual.number)
 
     def _headers(self, named: Mapping[str, str], credential: tuple[str, str] | None) -> dict[str, Header]:
         headers = {**self._fixed, **_by_name(named)}

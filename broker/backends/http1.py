@@ -101,7 +101,11 @@ class Http1(asyncio.Protocol):
     async def head(self) -> None:
         """Wait for status and headers. Raises Fault."""
         while self._state == "head":
-            await self._change()
+            self._waiter = waiter = self._loop.create_future()
+            try:
+                await waiter
+            finally:
+                self._waiter = None
         if self._fault is not None:
             raise self._fault
 
@@ -117,10 +121,12 @@ class Http1(asyncio.Protocol):
             self._transport.resume_reading()
         return pieces
 
-    @property
-    def is_done(self) -> bool:
-        """Whether the whole answer is here, though not all of it may be taken."""
-        return self._state == "done"
+    def whole(self) -> bytes | None:
+        """What is left of the body, when the whole answer is here; None when it is not."""
+        if self._state != "done" or self._fault is not None:
+            return None
+        pieces, self._pieces, self._held = self._pieces, [], 0
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def rest(self) -> bool:
         """After a whole answer: become idle. False when the connection cannot carry another request; it is ended."""

@@ -112,17 +112,19 @@ class Placements:
     headers: tuple[tuple[str, _Value], ...]
     body: _Value | _Fields | None
     known: frozenset[str]
+    fixed: str = ""  # the path when no argument is part of it
 
     def place(self, arguments: Mapping[str, Any]) -> Placed:
         """The request for these arguments. Raises InvalidArguments for a value its place cannot carry."""
-        if extra := sorted(arguments.keys() - self.known):
-            raise InvalidArguments(f"Argument {extra[0][:64]!r} has no place in this tool's request. Nothing was sent.")
-        path = "".join("/" + _segment(segment, arguments) for segment in self.segments)
-        query = "&".join(_pairs(self.query, arguments))
-        target = f"{path}?{query}" if query else path
+        if not arguments.keys() <= self.known:
+            extra = min(arguments.keys() - self.known)
+            raise InvalidArguments(f"Argument {extra[:64]!r} has no place in this tool's request. Nothing was sent.")
+        target = self.fixed or "".join(["/" + _segment(segment, arguments) for segment in self.segments])
+        if self.query and (query := "&".join(_pairs(self.query, arguments))):
+            target = f"{target}?{query}"
         if len(target) > TARGET_BYTES:
             raise InvalidArguments(f"Path and query are longer than {TARGET_BYTES} bytes. Nothing was sent.")
-        headers = tuple(_headers(self.headers, arguments))
+        headers = tuple(_headers(self.headers, arguments)) if self.headers else ()
         body = None if self.body is None else self.body.of(arguments)
         content = None if body is None or body is _MISSING else _json(body)
         return Placed(self.method, target, headers, content)
@@ -253,7 +255,9 @@ class _Compiler:
             content = self._with_rest(content, rest)
         if self.problems:
             raise ValueError("\n".join(self.problems))
-        return Placements(method, segments, tuple(pairs), tuple(fields), content, self.known)
+        is_fixed = all(isinstance(part, str) for segment in segments for part in segment)
+        fixed = "".join(["/" + _segment(segment, {}) for segment in segments]) if is_fixed else ""
+        return Placements(method, segments, tuple(pairs), tuple(fields), content, self.known, fixed)
 
     def _value(self, source: Any, where: str) -> _Value:
         if isinstance(source, Const):

@@ -22,6 +22,7 @@ import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from typing import NamedTuple, Self
 from urllib.parse import urlsplit
 
 import anyio
@@ -43,6 +44,19 @@ LONGEST_WAIT_S = 30.0  # of a standing stream for a free connection
 STREAM_BYTES_PER_S = 4 * 1024 * 1024  # what an endless event stream may send in the long run
 
 Header = tuple[bytes, bytes]
+
+
+class Lines(NamedTuple):
+    """Header lines as they go out, and how many they are meant to be."""
+
+    text: bytes
+    number: int
+
+    @classmethod
+    def of(cls, headers: Iterable[Header]) -> Self:
+        lines = [b"%s: %s\r\n" % header for header in headers]
+        return cls(b"".join(lines), len(lines))
+
 
 _TARGET = re.compile(rb"/[!-~]*")
 _KEEP_ALIVE = re.compile(rb"(?i)(?:^|[,\s])timeout=(\d{1,6})")
@@ -87,20 +101,23 @@ class Response:
 
     async def read(self) -> bytes:
         """The whole body, inflated, within the cap. Raises Cut. The answer is closed afterwards."""
-        self._endless = False
-        connection = self._connection
-        if connection is None or self._inflater is not None or not connection.is_done:
-            async with aclosing(self.pieces()) as pieces:
-                return b"".join([piece async for piece in pieces])
-        # The usual answer came whole and plain, in the one piece that also had its head.
-        try:
-            body = b"".join(await connection.take())
-            self._check(len(body))
+        body = self.whole()
+        if body is not None:
             return body
-        except Fault as fault:
-            raise self._broken(fault) from None
-        finally:
-            self.close()
+        self._endless = False
+        async with aclosing(self.pieces()) as pieces:
+            return b"".join([piece async for piece in pieces])
+
+    def whole(self) -> bytes | None:
+        """As `read`, when the answer came whole and plain, as it mostly does in the piece that has its head; else None:
+        it has to be waited for or unpacked. Raises Cut."""
+        connection = self._connection
+        if connection is None or self._inflater is not None or (body := connection.whole()) is None:
+            return None
+        self._endless = False
+        self._check(len(body))
+        self.close()
+        return body
 
     async def pieces(self) -> AsyncGenerator[bytes]:
         """The body as it comes, inflated, within the cap; an event stream has no total, but a rate. Raises Cut."""
@@ -183,7 +200,7 @@ class Upstream:
         self._connect_s = connect_s
         self._tls = tls if origin.scheme == "https" else None
         host = urlsplit(origin.url).netloc.encode()
-        self._opening = _lines(((b"Host", host), (b"Connection", b"keep-alive"), *constant))
+        self._opening = Lines.of(((b"Host", host), (b"Connection", b"keep-alive"), *constant)).text
         self._room = anyio.Semaphore(connections)
         self._idle: deque[Http1] = deque()
         self._used: set[Http1] = set()
@@ -191,15 +208,19 @@ class Upstream:
         self._closed = False
 
     async def ask(
-        self, method: str, target: str, headers: Iterable[Header], body: bytes | None, exchange: Exchange | None
+        self, method: str, target: str, headers: Iterable[Header] | Lines, body: bytes | None, exchange: Exchange | None
     ) -> Response:
         """Send one request and wait for the head of its answer.
 
         target: path and query, encoded. headers: without framing. exchange: whose request it is; None for a standing
         stream, which may be silent. On cancel: the connection is ended, and with it, for the peer, the request.
         """
-        request = self._request(method, target, headers, body, exchange)
-        await self._enter(exchange)
+        lines = headers if isinstance(headers, Lines) else Lines.of(headers)
+        request = self._request(method, target, lines, body, exchange)
+        try:
+            self._room.acquire_nowait()
+        except anyio.WouldBlock:
+            await self._enter(exchange)
         try:
             connection = await self._answered(request, exchange, no_body=method == "HEAD")
         except BaseException:
@@ -232,15 +253,12 @@ class Upstream:
 
     # ----------------------------------------------------------------------------------------------------- one request
 
-    def _request(
-        self, method: str, target: str, headers: Iterable[Header], body: bytes | None, exchange: Exchange | None
-    ) -> bytes:
+    def _request(self, method: str, target: str, lines: Lines, body: bytes | None, exchange: Exchange | None) -> bytes:
         """The bytes of one request. Refuses what would be read as more than one, wherever it came from."""
-        lines = tuple(headers)
-        text = _lines(lines)
+        text = lines.text
         path = target.encode("utf-8", "surrogatepass")  # what is not ASCII does not match
         breaks = text.count(b"\n")
-        if breaks != len(lines) or text.count(b"\r") != breaks or b"\0" in text or not _TARGET.fullmatch(path):
+        if breaks != lines.number or text.count(b"\r") != breaks or b"\0" in text or not _TARGET.fullmatch(path):
             raise _told(exchange, Unavailable(f"{self.subject} cannot be asked like this. Nothing was sent."))
         if body is None:
             return b"%s %s HTTP/1.1\r\n%s%s\r\n" % (method.encode(), path, self._opening, text)
@@ -250,13 +268,10 @@ class Upstream:
         )  # fmt: skip
 
     async def _enter(self, exchange: Exchange | None) -> None:
-        try:
-            self._room.acquire_nowait()
-        except anyio.WouldBlock:
-            with anyio.move_on_after(LONGEST_WAIT_S if exchange is None else _left_s(exchange)) as waiting:
-                await self._room.acquire()
-            if waiting.cancelled_caught:
-                raise self._unsent(exchange, "no connection came free in time") from None
+        with anyio.move_on_after(LONGEST_WAIT_S if exchange is None else _left_s(exchange)) as waiting:
+            await self._room.acquire()
+        if waiting.cancelled_caught:
+            raise self._unsent(exchange, "no connection came free in time") from None
 
     async def _answered(self, request: bytes, exchange: Exchange | None, *, no_body: bool) -> Http1:
         """A connection on which the head of the answer has come. Its deadline goes on until the answer is taken."""
@@ -344,10 +359,6 @@ class Upstream:
             return _told(exchange, late)
         known = exchange or Exchange(0.0, left=True)
         return _told(exchange, known.unanswered(f"{self.subject} broke off", fault.reason))
-
-
-def _lines(headers: Iterable[Header]) -> bytes:
-    return b"".join([b"%s: %s\r\n" % header for header in headers])
 
 
 def _until(exchange: Exchange) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -25,6 +25,7 @@ class Answer:
     status: str = ""  # the backend's own word for how it went, such as "HTTP 201"; for the record
     spent: Mapping[str, int] = field(default_factory=dict[str, int])
     _encoded: list[bytes] = field(default_factory=list[bytes], init=False, repr=False, compare=False)
+    _bare: list[bytes] = field(default_factory=list[bytes], init=False, repr=False, compare=False)
 
     def result(self) -> dict[str, Any]:
         """The MCP result object. `structuredContent` and `_meta` are absent when there is nothing in them."""
@@ -49,12 +50,20 @@ class Answer:
             self._encoded.append(orjson.dumps(self.result()))
         return self._encoded[0]
 
+    def bare(self) -> bytes | None:
+        """`result` as JSON without its `_meta`, where that is at hand; None where it would have to be made."""
+        if self.meta:
+            return self._bare[0] if self._bare else None
+        return self.encoded() if "_meta" not in self.more else None
+
     def with_meta(self, key: str, value: Any) -> Answer:
-        """The same with one more key in `_meta`. Where there is nothing else, what was encoded is not encoded again."""
-        made = replace(self, meta={**(self.meta or {}), key: value})
+        """The same with one more key in `_meta`; what was encoded is not encoded again for it."""
+        made = Answer(
+            self.content, self.structured, self.is_error, {**(self.meta or {}), key: value}, self.more, self.status,
+            self.spent,
+        )  # fmt: skip
         if self._encoded and not self.meta and "_meta" not in self.more:
-            joined = self._encoded[0][:-1] + b',"_meta":' + orjson.dumps({key: value}) + b"}"
-            made._encoded.append(joined)  # noqa: SLF001 – our own kind
+            made._bare.append(self._encoded[0])
         return made
 
     @classmethod

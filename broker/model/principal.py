@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 
 from broker.model.canonical import canonical
 
 
+@lru_cache(maxsize=4096)
 def person(name: str) -> str:
     """A name as identity checks compare it: spelling variants (case, width, composition) are one person."""
     return unicodedata.normalize("NFKC", name).casefold().strip()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -89,10 +90,16 @@ def told(state: QuotaState) -> dict[str, Any]:
         "unit": unit,
     }
     if state.resets_at_ms:
-        said["resets_at"] = datetime.fromtimestamp(state.resets_at_ms / 1000, UTC).isoformat(timespec="seconds")
+        said["resets_at"] = _as_time(state.resets_at_ms)
     if state.retry_after_ms:
         said["retry_after_s"] = -(-state.retry_after_ms // 1000)
     return said
+
+
+@lru_cache(maxsize=256)
+def _as_time(at_ms: int) -> str:
+    """RFC 3339. Windows end at the same few times for all calls."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds")
 
 
 def refusal(tool: str, over: QuotaState) -> OverQuota:

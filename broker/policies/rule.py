@@ -166,13 +166,14 @@ class Rules:
             return Verdict("deny", "scope", "", None, scope.missing(self.scopes, caller.scopes))
         if not self.rules:
             return self.default
-        return self._judge(facts(self._variables, self._tool, caller, arguments, now_ms))
-
-    def _judge(self, known: Facts) -> Verdict:
         held: Verdict | None = None
         allowed: Verdict | None = None
+        known: Facts | None = None
         for rule in self.rules:
-            met = rule.when.met(known)
+            met = rule.when.plainly(arguments)
+            if met is None:
+                known = known or facts(self._variables, self._tool, caller, arguments, now_ms)
+                met = rule.when.met(known)
             if met is None:
                 return rule.broken
             if met:
@@ -207,6 +208,8 @@ class Rules:
 
         A tool that nothing permits to anybody is no secret but a mistake, and its refusal says so.
         """
+        if not self._early:
+            return False  # what depends on the call hides nothing
         permitted = any(rule.effect != "deny" for rule in self.rules)
         return self.forbids(caller) or (permitted and self.is_hopeless(caller))
 

@@ -48,7 +48,13 @@ def fill(tx: Transaction) -> None:
 
 @pytest.mark.parametrize(
     ("sql", "values"),
-    [(quota._WINDOW, 5), (rate._COUNTER, 3), (rate._OLDEST, 2), (rate._COVERING, 3), (sweep._IDLE, 2)],
+    [
+        *((sql, 4) for sql in quota._WINDOW.values()),
+        *((sql, 2) for sql in rate._COUNTER.values()),
+        (rate._OLDEST, 2),
+        (rate._COVERING, 3),
+        (sweep._IDLE, 2),
+    ],
 )
 def test_what_is_asked_at_every_charge_and_sweep_is_found_by_an_index(tx: Transaction, sql: str, values: int) -> None:
     plan = tx.db.execute(f"explain query plan {sql}", (0,) * values).fetchall()

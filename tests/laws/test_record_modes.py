@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 
 from broker.model.canonical import canonical
 from broker.model.invocation import InvocationQuery
-from broker.policies.detection import PATTERNS, scrubbed
+from broker.policies.detection import PATTERNS, is_suspect, scrubbed
 from broker.policies.record import Kept, RecordSpec, Redaction, is_secret_name, secret_paths
 from broker.ports import Store
 from broker.verifier import verify
@@ -157,6 +158,11 @@ def test_what_looks_like_a_secret_or_a_person_is_found_in_a_text() -> None:
         assert kept("redacted", {"text": example.join(frame)})["text"] == f"[redacted: {name}]".join(frame)
     for text in LEFT:
         assert scrubbed(text) == text
+
+
+@given(st.sampled_from([*PATTERNS]).flatmap(lambda name: st.from_regex(re.compile(PATTERNS[name], re.ASCII))))
+def test_no_text_with_anything_of_the_table_in_it_is_passed_over(text: str) -> None:
+    assert is_suspect(text)
 
 
 def test_a_secret_across_the_cut_is_no_half_secret() -> None:

@@ -268,3 +268,24 @@ def test_every_pair_of_effects_agrees_with_the_reference_when_both_hold() -> Non
     for first, second in product(("allow", "deny", "hold"), repeat=2):
         both: list[tuple[str, Result]] = [(first, "true"), (second, "true")]
         assert outcome(rules((first, "true"), (second, "true")), {})[0] == reference(both, "write")
+
+
+NUMBERS = st.integers() | st.integers(-3, 3) | st.sampled_from([2**63 - 1, 2**63, -(2**63), -(2**63) - 1])
+VALUES = NUMBERS | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=2) | st.none() | st.just([1])
+
+
+@given(
+    value=VALUES,
+    operator=st.sampled_from(["==", "!=", "<", "<=", ">", ">="]),
+    number=st.integers(-3, 3),
+    there=st.booleans(),
+)
+def test_what_is_said_without_the_engine_is_what_the_engine_says(
+    value: Any, operator: str, number: int, there: bool
+) -> None:
+    arguments: dict[str, Any] = {"n": value} if there else {}
+    when = Expression.compile(f"args.n {operator} {number}")
+    plainly = when.plainly(arguments)
+    engine = when.met(facts(when.references.variables, TOOL, BOT, arguments, NIGHT))
+    assert plainly in (None, engine)
+    assert (plainly is not None) == (there and type(value) is int and -(2**63) <= value < 2**63)

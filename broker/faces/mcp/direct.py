@@ -48,7 +48,6 @@ LOOK_EVERY_S = 5.0
 ENTRIES_KEPT = 10_000
 
 _PLAIN_PARAMS = frozenset({"name", "arguments", "_meta"})
-_MADE_HERE = frozenset({"resultType", "_meta"})
 
 log = structlog.get_logger("broker.mcp")
 
@@ -224,8 +223,10 @@ class Direct:
             result = as_result(challenge, call.id)
         try:
             if isinstance(result, Answer):
-                if not result.meta and result.more.keys().isdisjoint(_MADE_HERE):
-                    return 200, encoded_body(request_id, self._meta, result.encoded())
+                if "resultType" not in result.more and (bare := result.bare()) is not None:
+                    meta = result.meta
+                    told = orjson.dumps({**meta, SERVER_KEY: self._server_info}, default=dict) if meta else self._meta
+                    return 200, encoded_body(request_id, told, bare)
                 result = as_told(self._house, result, call)
             return 200, result_body(request_id, modern_result(result, self._server_info))
         except TypeError:

@@ -5,9 +5,19 @@ All charges of an intent are looked at first and written after, so that a refusa
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, get_args
 
-from broker.model.quota import Charge, QuotaState
+from broker.model.quota import Charge, QuotaKind, QuotaState
+
+
+def by_kind(sql: str) -> Mapping[QuotaKind, str]:
+    """This statement for each kind, written out in the place of `:kind`.
+
+    A parameter there would be held against the conditions of the partial indices, and SQLite prepares a statement anew
+    whenever such a parameter is bound: five times what it takes to run one of these.
+    """
+    return {kind: sql.replace(":kind", f"'{kind}'") for kind in get_args(QuotaKind)}
 
 
 class Look(NamedTuple):

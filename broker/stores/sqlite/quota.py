@@ -26,16 +26,17 @@ from dataclasses import replace
 
 from broker.model.quota import RESERVING, Charge, QuotaKind, QuotaState
 from broker.stores.sqlite import rate, repeat
-from broker.stores.sqlite.look import Look
+from broker.stores.sqlite.look import Look, by_kind
 from broker.stores.sqlite.transaction import Transaction
 
+_THERE = (0, 0, 0)  # what a calendar window that is there says of its settings
 CONCURRENCY_RETRY_MS = 1000  # nobody knows when a call will end; a second is worth asking again
 MOST = 2**62  # nothing is counted beyond, so that a sum stays an integer of SQLite's
 
 # The window a charge counts in: its own, or a later one that the bucket has already entered.
-_WINDOW = """select starts_at_ms, resets_at_ms, used + reserved from quota_counter
-    where quota = ?1 and bucket = ?2 and kind = ?3
-    and (starts_at_ms = ?4 or (starts_at_ms > ?4 and resets_at_ms > ?5)) order by starts_at_ms desc limit 1"""
+_WINDOW = by_kind("""select starts_at_ms, resets_at_ms, used + reserved from quota_counter
+    where quota = ?1 and bucket = ?2 and kind = :kind and starts_at_ms >= ?3
+    and (starts_at_ms = ?3 or resets_at_ms > ?4) order by starts_at_ms desc limit 1""")
 
 _TAKE = """insert into quota_counter (quota, bucket, kind, starts_at_ms, resets_at_ms, unit, most, window_ms, used,
         reserved, touched_at_ms)
@@ -44,12 +45,17 @@ _TAKE = """insert into quota_counter (quota, bucket, kind, starts_at_ms, resets_
     set used = used + excluded.used, reserved = reserved + excluded.reserved, most = excluded.most,
         unit = excluded.unit, touched_at_ms = max(touched_at_ms, excluded.touched_at_ms)"""
 
+# The same where the window is there, which it nearly always is.
+_TAKE_MORE = by_kind("""update quota_counter set used = used + ?, reserved = reserved + ?, most = ?, unit = ?,
+        touched_at_ms = max(touched_at_ms, ?)
+    where quota = ? and bucket = ? and kind = :kind and starts_at_ms = ?""")
+
 _RESERVE = """insert into reservation (call_id, quota, bucket, kind, starts_at_ms, unit, amount)
     values (?, ?, ?, ?, ?, ?, ?)
     on conflict (call_id, quota, bucket, kind) do update set amount = amount + excluded.amount"""
 
-_SETTLE = """update quota_counter set used = max(0, min(?, used + ?)), reserved = max(0, reserved - ?)
-    where quota = ? and bucket = ? and kind = ? and starts_at_ms = ?"""
+_SETTLE = by_kind("""update quota_counter set used = max(0, min(?, used + ?)), reserved = max(0, reserved - ?)
+    where quota = ? and bucket = ? and kind = :kind and starts_at_ms = ?""")
 
 
 def charge(
@@ -104,17 +110,22 @@ def _put(db: sqlite3.Connection, one: Charge, seen: Look, now_ms: int) -> None:
         rate.put(db, one, seen)
     else:
         used, reserved = (one.amount, 0) if one.kind == "count" else (0, one.amount)
+        if seen.settings is not None:
+            amounts = (used, reserved, one.limit, one.unit, now_ms)
+            db.execute(_TAKE_MORE[one.kind], (*amounts, one.quota, one.bucket, seen.starts_at_ms))
+            return
         window = (seen.starts_at_ms, seen.resets_at_ms)
         db.execute(_TAKE, (one.quota, one.bucket, one.kind, *window, one.unit, one.limit, used, reserved, now_ms))
 
 
 def _calendar(db: sqlite3.Connection, one: Charge, now_ms: int) -> Look:
     """count and cost; concurrency is one window without an end."""
-    found = db.execute(_WINDOW, (one.quota, one.bucket, one.kind, one.starts_at_ms, now_ms)).fetchone()
+    found = db.execute(_WINDOW[one.kind], (one.quota, one.bucket, one.starts_at_ms, now_ms)).fetchone()
     starts, resets, taken = found or (one.starts_at_ms, one.resets_at_ms, 0)
     room = one.limit - taken
     fits = one.amount <= room
-    return Look(fits, room, 0 if fits else _retry_after(one, resets, now_ms), starts, resets)
+    retry_ms = 0 if fits else _retry_after(one, resets, now_ms)
+    return Look(fits, room, retry_ms, starts, resets, settings=_THERE if found else None)
 
 
 def _retry_after(one: Charge, resets_at_ms: int, now_ms: int) -> int:
@@ -155,7 +166,7 @@ def settle(
         elif kind == "cost" and ran:
             used = costs[unit] = min(MOST, max(0, reported.get(unit, amount)))
         if used or reserved:
-            tx.db.execute(_SETTLE, (MOST, used, reserved, quota, bucket, kind, starts_at_ms))
+            tx.db.execute(_SETTLE[kind], (MOST, used, reserved, quota, bucket, starts_at_ms))
     if costs:
         keep = "insert into spent (call_id, unit, amount) values (?, ?, ?) on conflict do nothing"
         tx.db.executemany(keep, [(call_id, unit, amount) for unit, amount in costs.items()])

@@ -15,12 +15,12 @@ from __future__ import annotations
 import sqlite3
 
 from broker.model.quota import Charge, QuotaKind
-from broker.stores.sqlite.look import Look
+from broker.stores.sqlite.look import Look, by_kind
 
 PRUNE = 8  # rows outside of the window removed with each charge: more than come in, so they do not pile up
 
-_COUNTER = """select used, touched_at_ms, most, window_ms, cool_down_ms from quota_counter
-    where quota = ? and bucket = ? and kind = ? and starts_at_ms = 0"""
+_COUNTER = by_kind("""select used, touched_at_ms, most, window_ms, cool_down_ms from quota_counter
+    where quota = ? and bucket = ? and kind = :kind and starts_at_ms = 0""")
 
 _OLDEST = f"""select position, position - amount, at_ms from quota_rate
     where quota = ? and bucket = ? order by position limit {PRUNE + 1}"""  # noqa: S608 – a constant of this file
@@ -52,7 +52,7 @@ def look(db: sqlite3.Connection, one: Charge, now_ms: int) -> Look:
 
 def opened(db: sqlite3.Connection, one: Charge, now_ms: int) -> Look:
     """The log as it stands; `left` is how many units are inside of the window."""
-    row = db.execute(_COUNTER, (one.quota, one.bucket, one.kind)).fetchone()
+    row = db.execute(_COUNTER[one.kind], (one.quota, one.bucket)).fetchone()
     if row is None:
         return Look(True, 0, at_ms=now_ms)
     total, touched_at_ms, *known = row

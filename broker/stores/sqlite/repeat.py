@@ -16,7 +16,10 @@ import sqlite3
 
 from broker.model.quota import Charge, QuotaKind
 from broker.stores.sqlite import rate
-from broker.stores.sqlite.look import Look
+from broker.stores.sqlite.look import Look, by_kind
+
+_SETTINGS = by_kind("""select most, window_ms, cool_down_ms from quota_counter
+    where quota = ? and bucket = ? and kind = :kind and starts_at_ms = 0""")
 
 
 def look(db: sqlite3.Connection, one: Charge, now_ms: int) -> Look:
@@ -46,11 +49,7 @@ def watch(db: sqlite3.Connection, one: Charge, seen: Look) -> None:
 
 def failed(db: sqlite3.Connection, quota: str, bucket: str, kind: QuotaKind, now_ms: int) -> None:
     """A call failed that this bucket watched."""
-    row = db.execute(
-        "select most, window_ms, cool_down_ms from quota_counter "
-        "where quota = ? and bucket = ? and kind = ? and starts_at_ms = 0",
-        (quota, bucket, kind),
-    ).fetchone()
+    row = db.execute(_SETTINGS[kind], (quota, bucket)).fetchone()
     if row is not None:
         most, window_ms, cool_down_ms = row
         one = Charge(quota, bucket, kind, most, window_ms=window_ms, cool_down_ms=cool_down_ms, unit="failures")

@@ -462,8 +462,9 @@ class Store(Protocol):
         """The calls of one tenant, slot by slot; of the newest, when there are too many to look at."""
         ...
 
-    async def judged(self, within: str, since_ms: int) -> list[Judged]:
-        """Calls of one tenant that were held and changed since then, the last changed first, bounded."""
+    async def judged(self, within: str | None, since_ms: int) -> list[Judged]:
+        """Calls of one tenant, or of all (None), that were held and changed since then, the last changed first,
+        bounded."""
         ...
 
     async def spent(self, since_ms: int) -> list[Spent]:

@@ -25,6 +25,7 @@ from anyio import to_thread
 
 from broker.catalog.catalog import Entry, Shelf
 from broker.errors import Forbidden, UnknownHold
+from broker.faces.deciding import Stats, stats
 from broker.model.answer import Answer
 from broker.model.call import Call
 from broker.model.directory import Client
@@ -200,6 +201,11 @@ class Office:
         if not self.oversees(who):
             raise Forbidden(f"Sums over everybody's calls take the scope {self.settings.hold.reviewer_scope}.")
         return await self.store.sums(replace(query, within=who.tenant), by)
+
+    async def stats(self, who: Principal, since_ms: int) -> Stats:
+        """How deciding on his tenant's held calls has gone since then. Raises Forbidden."""
+        self.must_oversee(who)
+        return stats(await self.store.judged(who.tenant, since_ms), since_ms)
 
     async def arguments(self, invocation: Invocation) -> Any:
         """Exactly what will be sent, for an open hold; else what the record kept; None when nothing is left."""

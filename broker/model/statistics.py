@@ -37,12 +37,19 @@ class CallSums:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A call that was held: when it was asked, when a person decided (0: nobody did), how it stands."""
+    """A call that was held: when it was asked, when it was decided (0: it was not), how it stands.
+
+    scopes, groups: who was asked. reviewers: the persons who approved or denied, none for what only time decided.
+    """
 
     at_ms: int
     decided_at_ms: int
     state: str
     rule: str
+    scopes: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    reviewers: tuple[str, ...] = ()
+    edited: bool = False  # approved with other arguments than it was asked with
 
 
 @dataclass(frozen=True, slots=True)

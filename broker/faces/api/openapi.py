@@ -135,6 +135,28 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
         spent={"type": "object", "additionalProperties": _COUNT},
     ),
     "Sums": _list("Sum"),
+    "Counts": _object(
+        **dict.fromkeys(("held", "waiting", "approved", "changed", "denied", "expired", "withdrawn"), _COUNT),
+        **dict.fromkeys(("median_ms", "expiry_rate", "override_rate"), _NUMBER),
+    ),
+    "Stats": _object(
+        since_ms={"type": "integer"},
+        counts=_ref("Counts"),
+        rules={"type": "array", "items": _object(rule=_TEXT, counts=_ref("Counts"), always_approved=_FLAG)},
+        asked={
+            "type": "array",
+            "items": _object(
+                scopes={"type": "array", "items": _TEXT},
+                groups={"type": "array", "items": _TEXT},
+                counts=_ref("Counts"),
+                is_overloaded=_FLAG,
+            ),
+        },
+        persons={
+            "type": "array",
+            "items": _object(person=_TEXT, decided=_COUNT, share=_NUMBER, is_overloaded=_FLAG),
+        },
+    ),
     "Quota": _object(
         quota=_TEXT,
         bucket=_TEXT,

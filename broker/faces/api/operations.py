@@ -124,6 +124,11 @@ async def list_quotas(asked: Asked) -> Any:
     return {"items": [asdict(state) for state in page.items], "next": page.next}
 
 
+async def get_stats(asked: Asked) -> Any:
+    now_ms = asked.office.clock.now_ms()
+    return asdict(await asked.office.stats(asked.who, now_ms - asked.query.get("days", 30) * 86_400_000))
+
+
 async def list_tools(asked: Asked) -> Any:
     return {
         "version": asked.office.shelf.current.version,
@@ -239,6 +244,7 @@ _BOUNDS: Schemas = {
     "any_user": {"type": "boolean", "description": "For whoever the agent acts for, not this user alone."},
     "reason": {"type": "string", "maxLength": 1000},
 }
+_DAYS: Schemas = {"days": {"type": "integer", "minimum": 1, "maximum": 366, "default": 30}}
 _CALLED: Schemas = {
     "tool": {"type": "string", "minLength": 1, "maxLength": 128, "description": "Its name, as /api/catalog has it."},
     "arguments": {"type": "object", "description": "As its inputSchema says; absent: none."},
@@ -281,6 +287,10 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST", "/api/holds/{id}/grant", "proposeGrant", "Propose a standing grant for calls like this one.",
         propose_grant, "Grant", body=_BOUNDS, required=("count", "until_ms"), codes=(*_DECIDING, "invalid_arguments"),
         leads_to=dict.fromkeys(("approveGrant", "rejectGrant", "revokeGrant"), "/grant_id"),
+    ),
+    Operation(
+        "GET", "/api/stats", "getStats", "How deciding goes, for who sees all calls of his tenant.",
+        get_stats, "Stats", parameters=_DAYS, codes=("forbidden",),
     ),
     Operation(
         "GET", "/api/grants", "listGrants", "Standing grants you may see; with `ended` those that ended, too.",

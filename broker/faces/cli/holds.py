@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 def holds(
     everything: Annotated[bool, typer.Option("--all", help="Also those that have ended.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Most holds to show.")] = 100,
+    stats: Annotated[bool, typer.Option("--stats", help="How deciding goes, instead of what waits.")] = False,
+    days: Annotated[int, typer.Option(min=1, max=366, help="With --stats: of so many days.")] = 30,
     broker: house.At = "",
     config: house.Config = None,
     as_json: house.Json = False,
@@ -38,7 +40,13 @@ def holds(
     Example:
       broker holds
       broker holds --all --json
+      broker holds --stats --days 7
     """
+    if stats:
+        from broker.faces.cli.stats import show
+
+        house.run(show, config, broker, days, as_json)
+        return
     house.run(_holds, config, broker, everything, limit, as_json)
 
 

@@ -21,6 +21,7 @@ from broker.faces.cli import house
 
 if TYPE_CHECKING:
     from broker.faces.cli.remote import Remote
+    from broker.faces.deciding import Stats
     from broker.model.invocation import Invocation, InvocationQuery
     from broker.model.question import By, Group
     from broker.model.quota import QuotaState
@@ -58,6 +59,13 @@ class Records:
         from broker.stores.sqlite.directory import SqliteDirectory
 
         return SqliteDirectory.open(_path(self.settings), clock=self.clock)
+
+    async def stats(self, days: int) -> Stats:
+        """How deciding goes, over all tenants: who may read the file reads all of it."""
+        from broker.faces.deciding import stats
+
+        since_ms = self.clock.now_ms() - days * 86_400_000
+        return stats(await self.store.judged(None, since_ms), since_ms)
 
     async def changed(self, kind: str, **facts: Any) -> None:
         """Record what a person at this machine has just changed in the directory."""

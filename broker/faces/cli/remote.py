@@ -21,6 +21,7 @@ import orjson
 from broker.errors import Refusal, Unauthenticated, Unavailable
 from broker.faces.cli import logins, sign_in
 from broker.faces.cli.logins import Login
+from broker.faces.deciding import Counts, OfAsked, OfPerson, OfRule, Stats
 from broker.model.hold import Approval, Hold, Preview
 from broker.model.invocation import Invocation, InvocationQuery
 from broker.model.question import By, Group
@@ -224,6 +225,10 @@ def _made(kind: Any, document: Mapping[str, Any]) -> Any:
         raise Unavailable("The broker answered in a form this version does not know.") from error
 
 
+def _counted(kind: Any, documents: Any) -> Any:
+    return tuple(replace(_made(kind, one), counts=_made(Counts, one["counts"])) for one in documents)
+
+
 def _frozen(value: Any) -> Any:
     return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
 
@@ -236,6 +241,18 @@ class Remote:
     api: Api
     store: RemoteStore
     clock: Clock
+
+    async def stats(self, days: int) -> Stats:
+        """Raises Told for who may not see it."""
+        found = await self.api.get("/stats", {"days": days}) or {}
+        counts: Any = found.get("counts")
+        return Stats(
+            since_ms=found.get("since_ms", 0),
+            counts=_made(Counts, counts),
+            rules=_counted(OfRule, found.get("rules", ())),
+            asked=_counted(OfAsked, found.get("asked", ())),
+            persons=tuple(_made(OfPerson, one) for one in found.get("persons", ())),
+        )
 
     async def decide(
         self, call_id: str, *, approve: bool, reason: str, arguments: Mapping[str, Any] | None = None

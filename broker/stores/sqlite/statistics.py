@@ -6,8 +6,10 @@ No counters are kept for this on the way of a call: a chart that somebody looks 
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections import Counter
+from functools import lru_cache
 
 from broker.model.statistics import CallSlot, CallSums, Judged, Seen, Span, Spent
 
@@ -22,9 +24,11 @@ _NEWEST = "select coalesce(max(id), 0) from invocation"
 _CALLS = """select (i.at_ms - ?1) / ?2, i.state, json_extract(i.laps_us, '$.dispatch') from invocation i
     where i.id > ?3 and +i.at_ms >= ?1 and +i.tenant = ?4"""
 _OLDEST = "select at_ms from invocation where id > ? order by id limit 1"
-_HELD = """select i.at_ms, h.reviewed_at_ms, i.state, i.rule from invocation i indexed by invocation_held
-    join hold h on h.call_id = i.call_id
-    where i.held = 1 and i.tenant = ? and i.changed_at_ms >= ? order by i.changed_at_ms desc limit ?"""
+_HELD = """select i.at_ms, h.reviewed_at_ms, i.state, i.rule, h.scopes, h."groups", h.votes, h.reviewer,
+        coalesce(json_extract(h.bound, '$.edited_by'), '') <> ''
+    from invocation i indexed by invocation_held join hold h on h.call_id = i.call_id
+    where i.held = 1 and (?1 is null or i.tenant = ?1) and i.changed_at_ms >= ?2 order by i.changed_at_ms desc
+    limit ?3"""
 _SPENT = """select quota, bucket, unit, most, starts_at_ms, used + reserved from quota_counter
     where kind in ('count', 'cost') and starts_at_ms >= ? and used + reserved > 0 order by starts_at_ms desc limit ?"""
 _AGENTS = """select agent, call_id, max(at_ms) from invocation where id > ? and +tenant = ?
@@ -52,9 +56,28 @@ def _percentiles(ordered: list[int]) -> tuple[int, int]:
     return (ordered[len(ordered) // 2], ordered[len(ordered) * 95 // 100]) if ordered else (0, 0)
 
 
-def judged(db: sqlite3.Connection, within: str, since_ms: int) -> list[Judged]:
+def judged(db: sqlite3.Connection, within: str | None, since_ms: int) -> list[Judged]:
     """See ports.Store.judged."""
-    return [Judged(*row) for row in db.execute(_HELD, (within, since_ms, HELD))]
+    return [
+        Judged(
+            asked, decided, state, rule, _names(scopes), _names(groups), _by(votes, last, state), edited=bool(edited)
+        )
+        for asked, decided, state, rule, scopes, groups, votes, last, edited in db.execute(
+            _HELD, (within, since_ms, HELD)
+        )
+    ]
+
+
+@lru_cache(maxsize=1024)
+def _names(packed: str) -> tuple[str, ...]:
+    """Few different ones, many times."""
+    return tuple(json.loads(packed))
+
+
+def _by(votes: str, last: str, state: str) -> tuple[str, ...]:
+    """Who approved, and who denied. Others who end a hold are its caller and the broker, and no reviewers."""
+    approved = [one["reviewer"] for one in json.loads(votes)] if votes != "[]" else []
+    return tuple(dict.fromkeys([*approved, last] if state == "rejected" else approved))
 
 
 def spent(db: sqlite3.Connection, since_ms: int) -> list[Spent]:

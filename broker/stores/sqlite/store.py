@@ -287,7 +287,7 @@ class SqliteStore:
     async def call_sums(self, within: str, span: Span) -> CallSums:
         return await self._read(lambda db: statistics.calls(db, within, span))
 
-    async def judged(self, within: str, since_ms: int) -> list[Judged]:
+    async def judged(self, within: str | None, since_ms: int) -> list[Judged]:
         return await self._read(lambda db: statistics.judged(db, within, since_ms))
 
     async def spent(self, since_ms: int) -> list[Spent]:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from broker.errors import Malformed
 from broker.faces import bodies
 from broker.faces.console.visit import Visit
+from broker.faces.deciding import stats
 from broker.model.quota import spoken
 from broker.model.statistics import CallSums, Judged, Span, Spent
 
@@ -51,7 +52,7 @@ async def show(visit: Visit) -> Response:
         chosen=chosen,
         looked_from_ms=sums.looked_from_ms if sums.looked_from_ms > span.since_ms else 0,
         charts=[*of_calls(sums, span), *of_holds(judged, span), *of_spending(spent, span)],
-        decided=decided(judged),
+        deciding=stats(judged, span.since_ms),
     )
 
 
@@ -110,34 +111,3 @@ def of_spending(spent: Sequence[Spent], span: Span) -> list[Chart]:
         rows = [(at_ms, (float(spoken(used[slot], unit)[0]),)) for slot, at_ms in enumerate(span.starts())]
         charts.append(Chart(f"Used of {quota}", spoken(0, unit)[1], ("used",), rows))
     return charts
-
-
-@dataclass(frozen=True, slots=True)
-class Decided:
-    """How the holds of one rule ended. wait_ms: the median of those a person decided, 0 without any."""
-
-    rule: str
-    held: int
-    approved: int
-    denied: int
-    expired: int
-    wait_ms: float
-
-
-def decided(judged: Sequence[Judged]) -> list[Decided]:
-    """By rule, the busiest first."""
-    rules: dict[str, list[Judged]] = defaultdict(list)
-    for one in judged:
-        rules[one.rule].append(one)
-    found = [
-        Decided(
-            rule,
-            held=len(ones),
-            approved=sum(one.decided_at_ms > 0 and one.state not in ("rejected", "withdrawn") for one in ones),
-            denied=sum(one.state == "rejected" for one in ones),
-            expired=sum(one.state == "expired" for one in ones),
-            wait_ms=median([one.decided_at_ms - one.at_ms for one in ones if one.decided_at_ms] or [0]),
-        )
-        for rule, ones in rules.items()
-    ]
-    return sorted(found, key=lambda one: (-one.held, one.rule))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from tests.command import broker
 from tests.premises import House, house_with
 from tests.stories.test_api import fits
 from tests.stories.test_call import TOOLS
+from tests.stories.test_console import browsing, sign_in
 from tests.world import until_state
 
 MINUTE = 60_000
@@ -118,4 +118,9 @@ async def test_console_api_and_command_line_tell_the_same(tmp_path: Path) -> Non
         words = await anyio.to_thread.run_sync(lambda: broker("holds", "--stats", cwd=tmp_path))
         assert "5 calls held, 1 still waiting" in words.out
         assert "writes/large" in words.out
-        assert asdict(stats([], 0))["rules"] == ()
+        async with browsing(house) as http:
+            await sign_in(http, house, "rita")
+            page = (await http.get("/console/insight")).text
+            assert "5 calls held, 1 still waiting. People decided 3" in page
+            assert "67 % were denied or changed. 1 (25 % of what ended)" in page
+            assert f"<td>rita@{house.url}</td>" in page

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import orjson
 import pytest
 
@@ -17,7 +18,9 @@ from broker.model.hold import Preview
 from broker.model.invocation import Invocation
 from broker.pipeline import preview
 from broker.verifier import verify
+from tests.command import broker as command
 from tests.premises import house_with
+from tests.stories.test_console import browsing, sign_in
 from tests.world import agent, broker_with, perform, records, reviewer, settings_in, until_state
 
 pytestmark = pytest.mark.anyio
@@ -174,6 +177,16 @@ async def test_every_face_shows_it_as_text(tmp_path: Path) -> None:
             "tool": "quote", "call_id": preview_of(hold).call_id, "digest": preview_of(hold).digest, "failed": "",
         }  # fmt: skip
         assert "EUR 12" in one["previewed"]["content"][0]["text"]
+        async with browsing(house) as http:
+            page = (await sign_in(http, house, "rita", f"/console/holds/{hold.call_id}")).text
+            assert "Preview by quote" in page
+            assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+            assert "<script>alert(1)" not in page
+            assert "\u202e" not in page
+        shown = await anyio.to_thread.run_sync(lambda: command("holds", cwd=tmp_path))
+        assert "preview     quote says:" in shown.out
+        assert "\\u{202e}" in shown.out
+        assert "\u202e" not in shown.out
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ test: setup      ## the one gate: lint, types, import floors, laws and stories
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/pytest
+	$(BIN)/pytest -n 3 --dist loadfile --max-worker-restart 0
 
 format: setup    ## format and fix what can be fixed by itself
 	$(BIN)/ruff format .

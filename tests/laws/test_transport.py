@@ -128,6 +128,7 @@ async def test_what_is_no_answer_leaves_the_effect_unknown(handle: Handle) -> No
     assert error.effect == "unknown"
 
 
+TWICE = gzip.compress(gzip.compress(b"[1]", mtime=0), mtime=0)
 BOMB = gzip.compress(b"\0" * 50_000_000)
 
 
@@ -150,8 +151,8 @@ def test_several_gzip_members_are_one_body() -> None:
 @pytest.mark.parametrize(
     ("body", "coding"),
     [
-        (b"[1]", "br"), (b"[1]", "zstd"), (b"[1]", "gzip"), (gzip.compress(gzip.compress(b"[1]")), "gzip, gzip"),
-        (gzip.compress(b"[1]")[:-9], "gzip"), (b"[1]", "x" * 500),
+        (b"[1]", "br"), (b"[1]", "zstd"), (b"[1]", "gzip"), (TWICE, "gzip, gzip"),
+        (gzip.compress(b"[1]", mtime=0)[:-9], "gzip"), (b"[1]", "x" * 500),
     ],
 )  # fmt: skip
 async def test_an_encoding_that_was_not_asked_for_or_is_a_lie_is_refused(body: bytes, coding: str) -> None:

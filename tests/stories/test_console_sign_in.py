@@ -86,7 +86,7 @@ async def test_a_person_signs_in_at_the_operators_issuer_decides_and_signs_out(t
         {"access": {"exp": 1}},
         {"access": {"iss": "https://evil.example"}},
     ],
-    ids=str,
+    ids=lambda lie: " ".join(f"{part}:{','.join(fields)}" for part, fields in lie.items()),
 )
 async def test_what_is_not_the_answer_to_this_sign_in_opens_nothing(lie: dict[str, Any], tmp_path: Path) -> None:
     async with issuing() as issuer, house_with(tmp_path, ORDERS, **issuer.settings) as house, browsing(house) as http:

@@ -277,9 +277,9 @@ class Office:
 
     # ------------------------------------------------------------------------------------------------ what is decided
 
-    def objection(self, who: Principal, hold: Hold) -> str:
-        """Why this person may not decide on this hold, or ""."""
-        return self.desk.objection(hold, who)
+    def objection(self, who: Principal, held: Invocation, *, via: str = "") -> str:
+        """Why this person may not decide on this held call, or ""."""
+        return self.desk.objection(held, who, via=via)
 
     async def grants(self, who: Principal, *, ended: bool = False) -> list[Grant]:
         """The standing grants this person may see: all of the tenant for who oversees it, else those one may decide on

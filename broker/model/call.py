@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from broker.model.back import Back, Round
+from broker.model.back import Back, Round, undeclared
+from broker.model.hold import Confirming
 from broker.model.principal import Principal
 from broker.model.task import Inquiry
 
@@ -38,6 +39,7 @@ class Call:
     progress: Progress | None = None
     back: Back | None = None  # None: nobody who could be told or asked while it runs
     round: Round | None = None  # what the caller sent along with a call that its server has asked it about
+    confirming: Confirming | None = None  # it is held already, and its user has been shown where to confirm it
     asked: Literal["tool", "resource", "prompt"] = "tool"  # what `name` names; other than a tool: see model.part
     completing: Mapping[str, Any] | None = None  # `argument` and `context` of completion/complete: values are asked for
     inquiry: Inquiry | None = None  # about a task of this tool at its server, instead of a call of it
@@ -57,6 +59,11 @@ class Call:
         if self.inquiry is not None:
             return "task:"
         return "completion:" if self.completing is not None else "subscription:" if self.follow else ""
+
+    @property
+    def can_visit(self) -> bool:
+        """Whether its caller can be given a URL to show to its user (elicitation in URL mode)."""
+        return bool(self.capabilities) and undeclared("elicitation/create", {"mode": "url"}, self.capabilities) is None
 
     @property
     def downstream_key(self) -> str:

@@ -37,6 +37,17 @@ class HoldTerms:
 
 
 @dataclass(frozen=True, slots=True)
+class Confirming:
+    """The caller of a held call comes back, having been told where its user can confirm it. declined: the user will
+    not. once, until_ms: as in `model.back.Round`."""
+
+    hold_id: str
+    declined: bool = False
+    once: str = ""
+    until_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Bound:
     """What an approval is for. Each field changed makes another act: refused, and held anew.
 

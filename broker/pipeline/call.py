@@ -164,6 +164,8 @@ class Pipeline:
             self._authenticate(call)
             if call.name == held_call.NAME:
                 return await self._desk.answer(call, self.run_held)
+            if call.confirming is not None:
+                return await self._desk.confirmed(call, self.run_held)
             if call.name in (limits.NAME, limits.RESOURCE_NAME) and not call.aside:
                 return await self._limits(call)
             if call.inquiry is not None:

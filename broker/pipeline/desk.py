@@ -20,14 +20,14 @@ import anyio
 import structlog
 
 from broker.catalog.catalog import Catalog, Shelf
-from broker.errors import Conflict, Forbidden, Held, UnknownHold
+from broker.errors import Conflict, Forbidden, Held, StateSpent, UnknownHold
 from broker.model.answer import Answer
 from broker.model.call import Call
-from broker.model.hold import Hold, Review
+from broker.model.hold import Review
 from broker.model.invocation import Invocation, InvocationQuery
 from broker.model.principal import Principal
 from broker.pipeline import editing, endings, held_call
-from broker.pipeline.reviewers import lacks, name_of, voter
+from broker.pipeline.reviewers import CONSOLE, confirms, lacks, name_of, voter
 from broker.pipeline.runner import Run, Runner
 from broker.ports import Backend, Clock, Collected, Store
 
@@ -87,7 +87,9 @@ class Desk:
             raise UnknownHold(
                 f"There is no held call {call_id[:64]!r}.", next_step="`broker holds` lists the open ones."
             )
-        objection = self.objection(invocation.hold, reviewer)
+        objection = self.objection(invocation, reviewer, via=via)
+        if not objection and arguments is not None and self.objection(invocation, reviewer):
+            objection = "Who confirms a call of one's own agent may not change it."
         if objection:
             await self._store.note(
                 "review_refused", {"call_id": call_id, "reviewer": name_of(reviewer), "via": via, "why": objection}
@@ -125,8 +127,12 @@ class Desk:
         )
         return await self._store.edit(edit)
 
-    def objection(self, hold: Hold, reviewer: Principal) -> str:
-        """Why this person may not decide, or ""."""
+    def objection(self, held: Invocation, reviewer: Principal, *, via: str = "") -> str:
+        """Why this person may not decide, or "". via: how; the caller's own user may by the console alone."""
+        hold = held.hold
+        assert hold is not None, "only of held calls"  # noqa: S101
+        if via == CONSOLE and confirms(hold, held, reviewer):
+            return ""
         if reviewer.persons & set(hold.persons):
             return "The requester of a call may not review it."
         return lacks(hold, reviewer, self._reviewer_scope, self._clock.now_ms())
@@ -153,7 +159,9 @@ class Desk:
         Held when it is not decided in time, otherwise how it ended. On cancel: the hold stays; the caller may collect
         it later.
         """
-        deadline = anyio.current_time() + (self._wait_s if call.may_wait and not call.takes_task else 0.0)
+        to_confirm = call.confirming is None and call.can_visit and held.hold is not None and held.hold.confirm
+        told_at_once = call.takes_task or to_confirm
+        deadline = anyio.current_time() + (self._wait_s if call.may_wait and not told_at_once else 0.0)
         step, next_progress = 0, anyio.current_time()
         while True:
             collected = await self.stands(held.call_id, call.principal, run)
@@ -177,6 +185,34 @@ class Desk:
             collected = await self._collect(hold_id, principal)
         return collected
 
+    async def confirmed(self, call: Call, run: Run) -> Answer:
+        """The caller comes back after its user was shown where to confirm (`call.confirming`). Same errors as `wait`,
+        UnknownHold, and StateSpent when it came back with this before."""
+        asked = call.confirming
+        assert asked is not None, "only calls that come back"  # noqa: S101
+        if asked.once and not await self._store.spend(asked.once, asked.until_ms):
+            raise StateSpent(
+                f"Refused: this requestState of {call.name} has been used already. Nothing was done.",
+                next_step="Call again from the beginning.",
+            )
+        held = (await self._collect(asked.hold_id, call.principal)).invocation
+        if asked.declined and held.state in ("held", "approved"):
+            await self._withdraw(held, call)
+        return await self.wait(call, held, run)
+
+    async def _withdraw(self, held: Invocation, call: Call) -> None:
+        """Raises Conflict."""
+        await self._store.review(
+            Review(
+                call_id=held.call_id,
+                decision="withdraw",
+                reviewer=name_of(call.principal),
+                reason="withdrawn by the caller",
+                at_ms=self._clock.now_ms(),
+                via=call.face,
+            )
+        )
+
     async def answer(self, call: Call, run: Run) -> Answer:
         """`broker_held_call`: the result of a held call, or how it stands; without an id, the caller's open holds. Same
         errors as `wait`; UnknownHold."""
@@ -185,16 +221,7 @@ class Desk:
             return held_call.listing(await self._open_of(call.principal), self._clock.now_ms())
         collected = await self._collect(hold_id, call.principal)
         if withdraw and collected.invocation.state in ("held", "approved"):
-            await self._store.review(
-                Review(
-                    call_id=hold_id,
-                    decision="withdraw",
-                    reviewer=name_of(call.principal),
-                    reason="withdrawn by the caller",
-                    at_ms=self._clock.now_ms(),
-                    via=call.face,
-                )
-            )
+            await self._withdraw(collected.invocation, call)
             collected = await self._collect(hold_id, call.principal)
         answer = endings.ended(collected)
         return held_call.as_tool_answer(
@@ -239,6 +266,7 @@ class Desk:
             expires_at_ms=expires_at_ms,
             rule=held.rule,
             state=held.state,
+            **({"confirm": True} if held.state == "held" and hold and hold.confirm else {}),
         )
         if held.state == "dispatching":
             error.effect = "unknown"

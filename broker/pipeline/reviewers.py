@@ -7,8 +7,12 @@ twice.
 
 from __future__ import annotations
 
-from broker.model.hold import Hold, HoldTerms
+from broker.model.hold import Approval, Hold, HoldTerms
+from broker.model.invocation import Invocation
 from broker.model.principal import Principal, person
+
+CONSOLE = "console"
+"""`via` of a decision in a browser: the one way that is a person's alone, and no program's with that person's token."""
 
 
 def lacks(hold: Hold, reviewer: Principal, default_scope: str, now_ms: int) -> str:
@@ -23,6 +27,15 @@ def lacks(hold: Hold, reviewer: Principal, default_scope: str, now_ms: int) -> s
         scopes = scopes | {default_scope}
     asked = [f"scope {scope}" for scope in sorted(scopes)] + [f"group {group}" for group in sorted(groups)]
     return f"Reviewing this call takes {' or '.join(asked)}."
+
+
+def confirms(hold: Hold, caller: Principal | Invocation, reviewer: Principal | Approval) -> bool:
+    """Whether this is the very person the caller acts for, and the rule lets that one decide."""
+    if not hold.confirm or not caller.user or caller.issuer != reviewer.issuer:
+        return False
+    if isinstance(reviewer, Approval):
+        return reviewer.via == CONSOLE and person(caller.user) in reviewer.persons
+    return bool(reviewer.user) and person(caller.user) == person(reviewer.user) and caller.tenant == reviewer.tenant
 
 
 def names(hold: Hold, reviewer: Principal, now_ms: int) -> bool:

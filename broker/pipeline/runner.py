@@ -27,7 +27,7 @@ from broker.model.invocation import Invocation, InvocationQuery
 from broker.model.principal import Principal
 from broker.pipeline import recorder
 from broker.pipeline.dispatch import as_broker_error, sketch
-from broker.pipeline.reviewers import approves, lacks
+from broker.pipeline.reviewers import approves, confirms, lacks
 from broker.ports import Backend, Clock, Store
 
 Run = Callable[[Entry, Call], Awaitable[Answer]]
@@ -152,7 +152,8 @@ class Runner:
             await self._recheck(call.principal)
         except Exception as error:  # a failing check of a grant must not let the call run
             raise as_broker_error(error) from error
-        for approval in hold.approvals:
+        own = [one for one in hold.approvals if confirms(hold, call.principal, one)]
+        for approval in (one for one in hold.approvals if one not in own):
             reviewer = await self._reviewer_now(approval)
             if reviewer is not None and (why := lacks(hold, reviewer, self._reviewer_scope, self._clock.now_ms())):
                 raise Forbidden(
@@ -163,7 +164,7 @@ class Runner:
             raise Forbidden(
                 f"Refused: {verdict.rule} forbids {call.name} now: {verdict.reason}", next_step="Nothing was done."
             )
-        if verdict.terms is not None and not approves(hold, verdict.terms):
+        if verdict.terms is not None and not (approves(hold, verdict.terms) and verdict.terms.confirm >= bool(own)):
             raise Forbidden(
                 f"Refused: {verdict.rule} now asks other reviewers than those who could approve {call.name}.",
                 next_step=AGAIN,

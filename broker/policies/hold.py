@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from datetime import time
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import AfterValidator, Field, model_validator
@@ -87,11 +87,21 @@ class HoldSpec(Spec):
     on_expiry: OnExpiry = Field(
         default="reject", description="What expiry means: reject, or allow for tools that only read."
     )
+    confirm: Literal["caller"] | None = Field(
+        default=None,
+        description="`caller`: the person the agent acts for may decide as well, signed in to the console.",
+    )
 
     @model_validator(mode="after")
     def _escalates_in_time(self) -> Self:
         if self.escalate and self.expires and self.escalate.after >= self.expires:
             raise ValueError("`escalate.after` is shorter than `expires`")
+        return self
+
+    @model_validator(mode="after")
+    def _asks_nobody_else(self) -> Self:
+        if self.confirm and (self.reviewers or self.quorum > 1):
+            raise ValueError("`confirm` is for rules that ask nobody in particular: take `reviewers` and `quorum` out")
         return self
 
 
@@ -110,6 +120,7 @@ def terms(spec: HoldSpec, default_expires_s: float = DEFAULT_EXPIRES_S) -> HoldT
         escalation_groups=tuple(further.groups),
         open_per_agent=spec.open_per_agent,
         on_expiry=spec.on_expiry,
+        confirm=spec.confirm == "caller",
     )
 
 

@@ -263,11 +263,15 @@ def bind(rules: Sequence[Rule], *, scopes: frozenset[str], effect: ToolEffect, t
 
 
 def _stricter(held: Verdict | None, other: Verdict) -> Verdict:
-    """Of several rules that hold, the one that asks most persons; the order of rules does not decide otherwise either,
-    so that a reviewer can be told one rule."""
+    """Of several rules that hold, the one that asks most persons, and one that its caller may not confirm before one
+    that it may; the order of rules does not decide otherwise either, so that a reviewer can be told one rule."""
     if held is None or held.terms is None or other.terms is None:
         return held or other
-    return other if other.terms.quorum > held.terms.quorum else held
+    return other if _asks(other.terms) > _asks(held.terms) else held
+
+
+def _asks(terms: HoldTerms) -> tuple[int, bool]:
+    return terms.quorum, not terms.confirm
 
 
 ALLOWED = Verdict("allow")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from broker.errors import InvalidArguments
 from broker.faces.api import calls
@@ -15,7 +15,6 @@ from broker.faces.api.operation import Asked, Operation, Schemas
 from broker.faces.office import Offered
 from broker.faces.words import as_document, timeline
 from broker.model.grant import Grant, GrantDecision
-from broker.model.hold import Hold
 from broker.model.invocation import Invocation, InvocationQuery, State
 from broker.model.question import CONDITION, FIRST, MOST_CONDITIONS, By, Condition, Sort
 
@@ -140,8 +139,7 @@ async def list_tools(asked: Asked) -> Any:
 
 
 def _held(asked: Asked, invocation: Invocation) -> dict[str, Any]:
-    hold = cast("Hold", invocation.hold)
-    objection = asked.office.objection(asked.who, hold) if invocation.state == "held" else ""
+    objection = asked.office.objection(asked.who, invocation) if invocation.state == "held" else ""
     return {
         **as_document(invocation),
         "may_decide": invocation.state == "held" and not objection,

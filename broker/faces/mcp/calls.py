@@ -26,6 +26,7 @@ from broker.errors import (
     Underway,
     UnknownTool,
 )
+from broker.faces.mcp import confirming
 from broker.faces.mcp.agreement import (
     CAPABILITIES_KEY,
     CLIENT_KEY,
@@ -132,7 +133,7 @@ async def answered(house: House, call: Call) -> Answer | dict[str, Any]:
     `protocol_error` knows; nothing else. On cancel: the pipeline has recorded the call's end when this leaves.
     """
     try:
-        return await house.pipeline.perform(call)
+        return await _confirmed(house, call)
     except (UnknownTool, InsufficientScope, Unauthenticated):
         raise
     except BrokerError as error:
@@ -146,6 +147,16 @@ async def answered(house: House, call: Call) -> Answer | dict[str, Any]:
         failure = Internal("Refused: the broker failed.", next_step="Ask the operator; do not send the call again.")
         failure.effect = "unknown"
         return as_result(failure, call.id)
+
+
+async def _confirmed(house: House, call: Call) -> Answer | dict[str, Any]:
+    """The answer; of a call that its own user may confirm perhaps the question to do so."""
+    try:
+        return await house.pipeline.perform(call)
+    except Held as held:
+        if not held.facts.get("confirm") or not call.can_visit or call.confirming is not None:
+            raise
+        return await confirming.elicited(house, held, call)
 
 
 def protocol_error(error: BrokerError, call: Call) -> tuple[int, str, Any] | None:

@@ -109,6 +109,10 @@ class Rounds(Protocol):
         """The answer as a result, with what belongs to a further round sealed."""
         ...
 
+    def confirming(self, hold_id: str, call: Call) -> str:
+        """A state with which this call comes back when its user has confirmed it."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Meant:

@@ -26,9 +26,12 @@ from broker.model.answer import Answer
 from broker.model.back import INPUT_REQUIRED, Round
 from broker.model.call import Call
 from broker.model.canonical import canonical
+from broker.model.hold import Confirming
 
 LIFETIME_MS = 600_000
 STATE_CHARACTERS = 1_048_576
+QUESTION = "confirm"
+"""The broker's own question to a client, in `inputRequests`: to have its user confirm the call (`confirming`)."""
 
 
 class Rounds:
@@ -52,6 +55,10 @@ class Rounds:
         sealed = self._seal.open(state, most=STATE_CHARACTERS)
         if sealed is None or sealed["for"] != _meant(call) or sealed["until"] <= self._clock.now_ms():
             raise Malformed("Invalid or expired requestState", rpc_code=INVALID_PARAMS)
+        if hold_id := sealed.get("hold"):
+            said: Any = (given or {}).get(QUESTION, {})
+            call.confirming = Confirming(hold_id, said.get("action") == "decline", sealed["once"], sealed["until"])
+            return
         call.round = Round(given, sealed["state"], sealed["once"], sealed["until"])
 
     def result(self, answer: Answer, call: Call) -> dict[str, Any]:
@@ -63,9 +70,14 @@ class Rounds:
                 result["requestState"] = self._sealed(state, call)
         return result
 
-    def _sealed(self, state: str, call: Call) -> str:
+    def confirming(self, hold_id: str, call: Call) -> str:
+        """The state of a call whose own user is asked to confirm it: nothing of a server's, but which hold it is."""
+        return self._sealed("", call, hold=hold_id)
+
+    def _sealed(self, state: str, call: Call, **more: str) -> str:
         until = self._clock.now_ms() + LIFETIME_MS
-        return self._seal.close({"state": state, "for": _meant(call), "once": token_urlsafe(16), "until": until})
+        claims = {"state": state, "for": _meant(call), "once": token_urlsafe(16), "until": until, **more}
+        return self._seal.close(claims)
 
 
 def _meant(call: Call) -> str:

@@ -105,7 +105,7 @@ async def _page(
         editable=whole if same and len(whole) <= EDITED_CHARS else "",
         edited=None if edited is None else orjson.dumps(edited).decode(),
         changes=tuple(changed(arguments, edited)) if edited is not None else await office.changes(found),
-        objection=office.objection(visit.who, hold) if found.state == "held" else "",
+        objection=office.objection(visit.who, found, via="console") if found.state == "held" else "",
         steps=timeline(found),
         problem=problem,
         before=await _before(visit, found),

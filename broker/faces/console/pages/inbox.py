@@ -53,7 +53,7 @@ async def show(visit: Visit) -> Response:
 async def _card(visit: Visit, invocation: Invocation) -> Card:
     assert invocation.hold is not None  # noqa: S101 – asked for held calls only
     lines = rendered(await visit.office.arguments(invocation), cut=200)
-    objection = visit.office.objection(visit.who, invocation.hold)
+    objection = visit.office.objection(visit.who, invocation, via="console")
     entry = visit.office.shelf.current.entries.get(invocation.tool)
     title = entry.tool.title if entry is not None else ""
     return Card(invocation, title, lines[:LINES], max(0, len(lines) - LINES), objection)

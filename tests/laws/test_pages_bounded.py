@@ -7,18 +7,24 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from broker.faces import office
+from broker.faces.cli.serving import office_of
 from broker.faces.console import PAGES
+from broker.model.invocation import InvocationQuery
+from broker.model.principal import Principal
 from broker.stores.sqlite import store
 from broker.stores.sqlite.database import connect
 from tests.bench.console import MANIFEST, PEOPLE, pages, sign_in
 from tests.bench.seed import seed
 from tests.premises import house_with
+from tests.world import broker_with
 
 pytestmark = pytest.mark.anyio
 
@@ -77,3 +83,34 @@ def test_what_walks_through_all_records_is_found(sql: str, walks: bool, tmp_path
     seed(tmp_path / "broker.db", 3)
     with closing(connect(tmp_path / "broker.db", read_only=True)) as db:
         assert bool(walked(db, sql)) == walks
+
+
+@pytest.mark.parametrize(
+    "query", [{}, {"agent": "agent-03"}, {"user": "user-14"}, {"states": ("failed",)}, {"user": "nobody"}]
+)
+@pytest.mark.parametrize("scopes", [{"broker.review"}, set[str]()])
+async def test_pages_made_in_haste_show_each_call_once(
+    scopes: set[str], query: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed(tmp_path / "broker.db", 150, held=5)
+    who = Principal("console", user="USER-14", tenant="acme", issuer="https://issuer.example", scopes=frozenset(scopes))
+    async with broker_with(tmp_path, MANIFEST) as broker:
+        looking, asked = office_of(broker), InvocationQuery(**query)
+        every = await broker.store.invocations(InvocationQuery(within="acme", limit=1000))
+        found = await broker.store.invocations(replace(asked, within="acme", limit=1000))
+        expected = [one.call_id for one in found if looking.sees(who, one)]
+        monkeypatch.setattr(office, "HASTE_S", 0)
+        monkeypatch.setattr(office, "STEP", 7)
+
+        async def shown(going: str, place: str) -> list[str]:
+            ids: list[str] = []
+            while True:
+                page = await looking.page(who, replace(asked, limit=4, **{going: place}), hurried=True)
+                ids += [one.call_id for one in page.items]
+                if not page.next:
+                    return ids
+                place = page.next
+
+        assert await shown("before", "") == expected
+        oldest = every[-1].call_id
+        assert await shown("after", oldest) == [one for one in expected[::-1] if one != oldest]

@@ -146,7 +146,7 @@ def _routes(broker: Broker) -> list[Route]:
     def scopes() -> frozenset[str]:
         return broker.shelf.current.all_scopes
 
-    office = _office(broker)
+    office = office_of(broker)
     api = Api(
         office,
         bearer=challenge.bearer,
@@ -195,7 +195,7 @@ async def _console(broker: Broker) -> AsyncGenerator[Console | None]:
         if issuer is None:
             yield None
         else:
-            yield Console(_office(broker), issuer, verify=partial(_verify, broker), base_url=broker.where.base_url())
+            yield Console(office_of(broker), issuer, verify=partial(_verify, broker), base_url=broker.where.base_url())
 
 
 async def _verify(broker: Broker) -> Verified:
@@ -209,7 +209,7 @@ async def _verify(broker: Broker) -> Verified:
     return Verified(found.ok, told, found.limits, broker.clock.now_ms())
 
 
-def _office(broker: Broker) -> Office:
+def office_of(broker: Broker) -> Office:
     return Office(
         settings=broker.settings,
         store=broker.store,

@@ -19,7 +19,7 @@ from broker.faces import bodies
 from broker.faces.api.operations import STATES
 from broker.faces.console import rendering
 from broker.faces.console.visit import Visit
-from broker.faces.office import SCAN, Page
+from broker.faces.office import Page
 from broker.faces.text import rendered
 from broker.faces.words import as_document, timeline
 from broker.model.invocation import InvocationQuery, State
@@ -84,8 +84,8 @@ async def _asked(visit: Visit, limit: int) -> tuple[dict[str, str], Page]:
         raise Malformed(f"There is no state {state[:40]!r}.", next_step=f"States: {', '.join(STATES)}.")
     equal = {name: value for name, value in given.items() if name in FILTERS and name != "state"}
     states = (cast("State", state),) if state else ()
-    query = InvocationQuery(states=states, before=given.get("before", ""), limit=limit, scan=SCAN)
-    page = await visit.office.page(visit.who, replace(query, **equal))
+    query = InvocationQuery(states=states, before=given.get("before", ""), limit=limit)
+    page = await visit.office.page(visit.who, replace(query, **equal), hurried=True)
     return {name: value for name, value in given.items() if name in FILTERS}, page
 
 

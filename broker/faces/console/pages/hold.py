@@ -20,7 +20,6 @@ from broker.model.invocation import Invocation, InvocationQuery, State
 from broker.pipeline.editing import changed
 
 OTHERS = 5
-SCAN = 10_000  # calls looked at for what the agent did before
 JUDGED: tuple[State, ...] = ("rejected", "expired", "withdrawn", "succeeded", "failed", "outcome_unknown")
 LINES = 200  # of arguments, of a body, of a preview, before the page asks whether to show all of them
 EDITED_CHARS = 30_000  # longer arguments are not for a form
@@ -133,9 +132,8 @@ async def _before(visit: Visit, found: Invocation) -> list[Invocation]:
         trace_id=found.trace_id,
         before=found.call_id,
         limit=OTHERS,
-        scan=SCAN,
     )
-    return list((await visit.office.page(visit.who, query)).items)
+    return list((await visit.office.page(visit.who, query, hurried=True)).items)
 
 
 async def _similar(visit: Visit, found: Invocation) -> list[Invocation]:

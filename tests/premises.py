@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import httpx2
+from starlette.routing import BaseRoute
 
 from broker.assembly import Broker
 from broker.authserver.accounts import hashed
@@ -34,6 +35,7 @@ class House:
     url: str
     broker: Broker
     http: httpx2.AsyncClient
+    routes: Sequence[BaseRoute] = ()  # beside those of agents
 
     def person(self, name: str, scopes: Iterable[str] = ("broker.review",), *, tenant: str = "") -> None:
         directory = self.broker.directory
@@ -85,12 +87,15 @@ async def house_with(folder: Path, manifests: str, **keys: Any) -> AsyncGenerato
     ):
         broker.where.port = bound.getsockname()[1]
 
+        house = House(url, broker, http)
+
         async def run() -> None:
             async with application(broker) as app:
+                house.routes = app.routes
                 await web.serve(app, settings, lambda _: ready.set(), bound=bound, stop=stop)
 
         tasks.start_soon(run)
         with anyio.fail_after(10):
             await ready.wait()
-        yield House(url, broker, http)
+        yield house
         tasks.cancel_scope.cancel()

@@ -56,6 +56,7 @@ class Web:
         self._not_ready = not_ready
         self._version = version
         self._on_drain = on_drain
+        self.routes = tuple(routes)
         self._others = Router(routes, redirect_slashes=False, default=_not_found)
         self._plain: Mapping[bytes, Callable[[], tuple[int, Any]]] = {
             b"/": self._about,

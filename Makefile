@@ -33,11 +33,14 @@ test-wire: setup ## what installs through npm: real clients, and the official co
 test-holds: setup ## 500 races of deciders in two processes, 200 holds over five kills; `make test` does a sample
 	BROKER_TEST_HOLDS=all $(BIN)/pytest tests/laws/test_hold_races.py
 
-test-crash: setup ## killed before and after every sync and send; `make test` does a sample of it
-	BROKER_TEST_CRASH=all $(BIN)/pytest tests/stories/test_crash.py
+test-crash: setup ## killed before and after every sync and send, locked out for a minute; `make test` does a sample
+	BROKER_TEST_CRASH=all $(BIN)/pytest tests/stories/test_crash.py tests/stories/test_fault.py tests/stories/test_shutdown.py
 
 test-quota: setup ## 256 callers in 4 processes, one killed every 2 s; `make test` does a small one
 	BROKER_TEST_QUOTA=all $(BIN)/pytest -s tests/stories/test_quota_load.py
+
+test-record: setup ## 1,000,000 entries: verified, asked, started with; how fast, in how much memory
+	$(BIN)/python -m tests.bench.record
 
 bench: setup     ## calls per second, latency, CPU and memory beside others (BENCH=quick: under a minute)
 	$(BIN)/python -m tests.bench.run

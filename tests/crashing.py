@@ -119,6 +119,10 @@ class Serving:
         assert code == -signal.SIGKILL, f"broker serve ended with {code}: {self.said()}"
         self.deaths += 1
 
+    @property
+    def port(self) -> int:
+        return self._port
+
     def said(self) -> str:
         """All that was written to stderr by any start."""
         return "\n".join(file.read_text() for file in sorted(self.folder.glob("err.*")))

@@ -339,6 +339,63 @@ def test_an_old_copy_put_back_is_found_by_the_anchor(lived: Path, tmp_path: Path
     assert "older copy" in fault.what
 
 
+def test_a_whole_file_written_anew_is_found_by_the_anchor(database: Path, tmp_path: Path) -> None:
+    """The same calls in another history: a new database by the broker's own code, sound in itself."""
+    anchor = tmp_path / "anchor.jsonl"
+    write_anchor(verify(database), anchor)
+    first = place(database, "id = (select max(id) from entry where chain = (select min(chain) from entry))")
+
+    async def anew() -> None:
+        for round_ in range(2):
+            store = await open_store(tmp_path / "anew")
+            await live_a_little(store, round_)
+            await store.aclose()
+
+    (tmp_path / "anew").mkdir()
+    anyio.run(anew)
+    shutil.copy(tmp_path / "anew" / "broker.db", database)
+    assert verify(database).ok, "nothing in the file says that it was another"
+    fault = verify(database, anchor).fault
+    assert fault is not None
+    assert (fault.chain, fault.seq) == first
+
+
+def test_a_chain_rewritten_from_a_new_genesis_is_found_where_it_was_anchored(database: Path, tmp_path: Path) -> None:
+    """Each chain begins anew with a forged first entry, and all hashes are made again, also those seen by others."""
+    anchor = tmp_path / "anchor.jsonl"
+    write_anchor(verify(database), anchor)
+    newest = place(database, "id = (select max(id) from entry)")
+    with by_hand(database) as db:
+        forge_all(db)
+    assert verify(database).ok
+    fault = verify(database, anchor).fault
+    assert fault is not None
+    ends = [json.loads(line) for line in anchor.read_text().splitlines()]
+    assert (fault.chain, fault.seq) == (ends[0]["chain"], ends[0]["seq"]) != newest
+
+
+def forge_all(db: sqlite3.Connection) -> None:
+    """Rewrite each chain from its first entry on: another host wrote it, and later chains saw that."""
+    heads: dict[str, tuple[int, str]] = {}
+    for id_, chain, seq, at_ms, kind, call_id, body, _ in db.execute(
+        "select id, chain, seq, at_ms, kind, call_id, body, prev from entry order by id"
+    ).fetchall():
+        said = json.loads(body)
+        if kind == "chain":
+            said["host"] = "elsewhere"
+        for seen in said.get("seen", ()):
+            seen["hash"] = heads[seen["chain"]][1]
+        body = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False)  # noqa: PLW2901
+        prev = heads[chain][1] if seq > 1 else ""
+        lines = ["broker.entry.1", chain, str(seq), str(at_ms), kind, call_id, prev, body]
+        digest = hashlib.sha256("\n".join(lines).encode())
+        db.execute(
+            "update entry set body = ?, prev = ?, hash = ? where id = ?",
+            (body, bytes.fromhex(prev), digest.digest(), id_),
+        )
+        heads[chain] = seq, digest.hexdigest()
+
+
 def test_an_anchor_is_json_lines_and_a_bad_one_is_said(database: Path, tmp_path: Path) -> None:
     anchor = tmp_path / "anchor.jsonl"
     write_anchor(verify(database), anchor)

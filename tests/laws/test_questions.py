@@ -228,3 +228,22 @@ def test_a_question_of_an_operator_does_not_walk_through_all_records_nor_sort_th
     (sql,) = [one for one in asked if one.startswith("select i.call_id")]
     plan = [row[3] for row in db.execute(f"explain query plan {sql}")]
     assert not [step for step in plan if step == "SCAN i" or (query.words and "TEMP B-TREE" in step)], plan
+
+
+def test_a_digest_that_comes_later_is_what_it_would_have_been(db: Any) -> None:
+    tables = ("digest_person", "digest_person_spent")
+
+    def kept() -> list[list[Any]]:
+        return [db.execute(f"select * from {table}").fetchall() for table in tables]
+
+    db.execute("begin")
+    try:
+        in_step(db, 150)
+        expected = kept()
+        assert all(expected)
+        for table in tables:
+            db.execute(f"drop table {table}")
+        digest.add_persons(db)
+        assert kept() == expected
+    finally:
+        db.execute("rollback")

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import datetime
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 
+from broker.faces.cli import COMMANDS
+from broker.faces.cli.app import built_command
 from tests.bench.seed import seed
 from tests.command import Said, broker
 
@@ -93,3 +98,24 @@ def test_a_question_that_is_none_is_refused_with_what_it_could_be(
 
 def test_a_day_of_nothing_is_no_error(home: Path) -> None:
     assert asked(home, "--until", "2001-01-01", "--by", "agent").out == "No call fits.\n"
+
+
+def test_a_condition_alone_looks_at_the_latest_calls_and_says_so(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(import_module("broker.faces.cli.log"), "SCAN", 100)
+    monkeypatch.chdir(home)
+
+    def asked_here(*narrow: str) -> tuple[list[dict[str, Any]], str]:
+        words = ["--where", "args.amount > 100", "--limit", "1000", "--json", *narrow]
+        assert not built_command("log", COMMANDS["Records"]["log"]).main(words, standalone_mode=False)
+        said = capsys.readouterr()
+        return orjson.loads(said.out), said.err
+
+    latest = asked(home, "--limit", "100", "--json").json
+    found, told = asked_here()
+    assert [one["call_id"] for one in found] == [one["call_id"] for one in latest if one["kept"]["amount"] > 100] != []
+    assert "Only the latest 100 calls" in told
+    wider, told = asked_here("--since", "30d")
+    assert len(wider) > len(found)
+    assert told == ""

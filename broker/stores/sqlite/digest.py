@@ -80,24 +80,60 @@ TABLES = (
     end""",
 )
 
+# The same by who calls for whom, added later. What is in the digest already is taken into it when it is made. There are
+# more rows of it, so it lies in the order in which it is mostly asked for, and nothing has to be sorted.
+PERSONS = (
+    """create table digest_person (
+        day integer not null,
+        tenant text not null,
+        agent text not null,
+        "user" text not null,
+        state text not null,
+        calls integer not null,
+        sent integer not null,
+        dispatch_us integer not null,
+        slowest_us integer not null,
+        primary key ("user", state, day, tenant, agent)
+    ) strict, without rowid""",
+    """create table digest_person_spent (
+        day integer not null,
+        tenant text not null,
+        agent text not null,
+        "user" text not null,
+        state text not null,
+        unit text not null,
+        amount integer not null,
+        primary key ("user", unit, state, day, tenant, agent)
+    ) strict, without rowid""",
+)
+
 DAY_MS = 86_400_000
 OPEN = "('held', 'approved', 'dispatching', 'outcome_unknown')"  # states that may still become another
 _MERGED = 2  # a merge that changes less had nothing to do (FTS5, 6.6)
 
-_ADD = """insert into digest
-    select at_ms / 86400000, tenant, agent, tool, backend, rule, state, code, count(*), count(dispatch_us),
+DIGESTS = {  # table -> the facts of a call that it keeps apart, besides the day; that of what they cost ends in _spent
+    "digest": ("tenant", "agent", "tool", "backend", "rule", "state", "code"),
+    "digest_person": ("tenant", "agent", '"user"', "state"),
+}
+_ADD = """insert into {table}
+    select at_ms / 86400000, {facts}, count(*), count(dispatch_us),
         total(dispatch_us), coalesce(max(dispatch_us), 0)
     from (select *, laps_us ->> '$.dispatch' as dispatch_us from invocation where {chosen}) where true
-    group by 1, 2, 3, 4, 5, 6, 7, 8
+    group by at_ms / 86400000, {facts}
     on conflict do update set calls = calls + excluded.calls, sent = sent + excluded.sent,
         dispatch_us = dispatch_us + excluded.dispatch_us, slowest_us = max(slowest_us, excluded.slowest_us)"""
-_ADD_SPENT = """insert into digest_spent
-    select at_ms / 86400000, tenant, agent, tool, backend, rule, state, code, unit, sum(amount)
+_ADD_SPENT = """insert into {table}_spent
+    select at_ms / 86400000, {facts}, unit, sum(amount)
     from invocation join spent using (call_id) where {chosen}
-    group by 1, 2, 3, 4, 5, 6, 7, 8, 9 on conflict do update set amount = amount + excluded.amount"""
+    group by at_ms / 86400000, {facts}, unit on conflict do update set amount = amount + excluded.amount"""
 _CHOSEN = f"id > ?1 and id <= ?2 and state not in {OPEN}"
-_NEW = _ADD.format(chosen=_CHOSEN)
-_NEW_SPENT = _ADD_SPENT.format(chosen=_CHOSEN)
+
+
+def _additions(table: str, chosen: str) -> list[str]:
+    return [add.format(table=table, facts=", ".join(DIGESTS[table]), chosen=chosen) for add in (_ADD, _ADD_SPENT)]
+
+
+_NEW = [statement for table in DIGESTS for statement in _additions(table, _CHOSEN)]
 _USERS = """insert into digest_user select "user", id from invocation where id > ? and id <= ? and "user" <> ''"""
 _INDEX = """insert into search (rowid, words) select i.id, cast(k.body as text) from invocation i
     join payload k on k.call_id = i.call_id and k.part = 'kept' where i.id > ? and i.id <= ?"""
@@ -122,8 +158,8 @@ def step(tx: Transaction, most: int) -> int:
     (last,) = last.fetchone()
     if last is None:
         return _late(tx, most) or _gone(tx, most) or _merge(tx, most)
-    db.execute(_NEW, (upto, last))
-    db.execute(_NEW_SPENT, (upto, last))
+    for statement in _NEW:
+        db.execute(statement, (upto, last))
     db.execute(
         f"insert into digest_late select id from invocation where id > ? and id <= ? and state in {OPEN}",  # noqa: S608
         (upto, last),
@@ -138,8 +174,8 @@ def _late(tx: Transaction, most: int) -> int:
     """Those that had not ended when they were taken in, and now have."""
     ids = [row[0] for row in tx.db.execute(_SETTLED, (most,))]
     for one in ids:
-        tx.db.execute(_NEW, (one - 1, one))
-        tx.db.execute(_NEW_SPENT, (one - 1, one))
+        for statement in _NEW:
+            tx.db.execute(statement, (one - 1, one))
         tx.db.execute("delete from digest_late where id = ?", (one,))
     return len(ids)
 
@@ -171,7 +207,17 @@ def _merge(tx: Transaction, most: int) -> int:
 
 def forget(tx: Transaction, _: None) -> None:
     """Make all of it anew, from the first call on."""
-    for table in ("digest", "digest_spent", "digest_late", "digest_user", "search_gone"):
+    tables = [name for table in DIGESTS for name in (table, table + "_spent")]
+    for table in (*tables, "digest_late", "digest_user", "search_gone"):
         tx.db.execute(f"delete from {table}")  # noqa: S608 – as above
     tx.db.execute("insert into search (search) values ('delete-all')")
     tx.db.execute("update digest_at set upto = 0, has_forgotten = 0")
+
+
+def add_persons(db: sqlite3.Connection) -> None:
+    """Of a database with a digest: what that has got to, by who calls for whom, too."""
+    for statement in PERSONS:
+        db.execute(statement)
+    taken = "id <= (select upto from digest_at) and id not in (select id from digest_late)"
+    for statement in _additions("digest_person", taken):
+        db.execute(statement)

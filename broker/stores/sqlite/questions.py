@@ -2,7 +2,7 @@
 
 Whole days come from the digest (digest.py); what is not in it yet, or had not ended then, and the ends of a window that
 begins or ends within a day, from the records themselves. So the answer is that of the records, whatever the digest has
-got to. What the digest does not have (users, arguments, who was held) is summed from the records alone.
+got to. What no digest has (arguments, who was held, persons and tools together) is summed from the records alone.
 """
 
 from __future__ import annotations
@@ -15,24 +15,22 @@ from typing import Any
 from broker.model.invocation import InvocationQuery
 from broker.model.question import By, Group
 from broker.stores.sqlite import queries
-from broker.stores.sqlite.digest import DAY_MS
+from broker.stores.sqlite.digest import DAY_MS, DIGESTS
 
-_COLUMNS = ("tenant", "agent", "tool", "backend", "rule", "code")  # filters that the digest has columns for
-# Written with a plus, so that no index is walked from end to end only because it has the groups in order.
-_NAMES = {by: f"i.{by}" for by in (*_COLUMNS, "state")} | {"user": 'i."user"'}
+_FILTERS = ("tenant", "agent", "user", "tool", "backend", "rule", "code")  # that a digest may have columns for
 
 _CALLS = """select name, sum(calls),
         sum(case when state in ('denied', 'rejected', 'expired', 'withdrawn') then calls end),
         sum(case when state = 'failed' then calls end), sum(case when state = 'outcome_unknown' then calls end),
         sum(sent), sum(us), max(slowest) from ({parts}) group by name"""
 _OF_DIGEST = """select {name} as name, i.state as state, sum(i.calls) as calls, sum(i.sent) as sent,
-    total(i.dispatch_us) as us, max(i.slowest_us) as slowest from digest i where {where} group by 1, 2"""
+    total(i.dispatch_us) as us, max(i.slowest_us) as slowest from {source} where {where} group by 1, 2"""
 _OF_RECORDS = """select {name} as name, i.state as state, count(*) as calls, count(i.laps_us ->> '$.dispatch') as sent,
     total(i.laps_us ->> '$.dispatch') as us, max(i.laps_us ->> '$.dispatch') as slowest
     from {source} where {where} group by 1, 2"""
 
 _SPENT = "select name, unit, sum(amount) from ({parts}) group by name, unit"
-_SPENT_OF_DIGEST = """select {name} as name, unit, sum(i.amount) as amount from digest_spent i where {where}
+_SPENT_OF_DIGEST = """select {name} as name, unit, sum(i.amount) as amount from {source} where {where}
     group by 1, 2"""
 _SPENT_OF_RECORDS = """select {name} as name, unit, sum(amount) as amount from {source} join spent s using (call_id)
     where {where} group by 1, 2"""
@@ -40,9 +38,9 @@ _SPENT_OF_RECORDS = """select {name} as name, unit, sum(amount) as amount from {
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A share of the calls that are asked about. digested: the digest has it."""
+    """A share of the calls that are asked about. digest: the one that has it; "": none."""
 
-    digested: bool
+    digest: str
     where: str
     values: tuple[Any, ...]
     source: str = "invocation i"
@@ -73,10 +71,19 @@ def sums(db: sqlite3.Connection, query: InvocationQuery, by: By) -> list[Group]:
 
 
 def _asked(db: sqlite3.Connection, texts: tuple[str, str, str], by: By, parts: list[_Part]) -> list[Any]:
-    """One statement, so that all parts are seen at one moment. Names and conditions are of this floor, values bound."""
+    """One statement, so that all parts are seen at one moment. Names and conditions are of this floor, values bound.
+
+    Of records the name has a plus before it, so that no index of theirs is walked from end to end only because it has
+    the groups in order.
+    """
     whole, digest, records = texts
+    suffix = "_spent" if whole is _SPENT else ""
     asked = [
-        (digest if part.digested else records).format(name=f"+{_NAMES[by]}", where=part.where, source=part.source)
+        (digest if part.digest else records).format(
+            name=f'{"" if part.digest else "+"}i."{by}"',
+            where=part.where,
+            source=f"{part.digest}{suffix} i" if part.digest else part.source,
+        )
         for part in parts
     ]
     values = [value for part in parts for value in part.values]
@@ -85,41 +92,51 @@ def _asked(db: sqlite3.Connection, texts: tuple[str, str, str], by: By, parts: l
 
 def _parts(db: sqlite3.Connection, query: InvocationQuery, by: By) -> Iterator[_Part]:
     query = replace(query, before="", after="")
-    if by == "user" or query != replace(
-        InvocationQuery(
-            **{column: getattr(query, column) for column in _COLUMNS},
-            states=query.states,
-            within=query.within,
-            since_ms=query.since_ms,
-            until_ms=query.until_ms,
-        ),
-        limit=query.limit,
-        oldest_first=query.oldest_first,
-    ):
+    digest = _digest_for(query, by)
+    if not digest:
         yield _records(db, query)
         return
     (upto,) = db.execute("select upto from digest_at").fetchone()
+    # A person is told by the column here: what is looked through is few, and a digest has no ids.
+    person, whose = (' and i."user" = ?', (query.user,)) if query.user else ("", ())
+    query = replace(query, user="")
     late = "(select id from digest_late)"
     first, last = -(-query.since_ms // DAY_MS), query.until_ms // DAY_MS if query.until_ms else 2**40
-    yield _records(db, query, "i.id > ?", upto)
-    yield _records(db, query, f"i.id in {late} and i.id <= ?", upto)
-    taken = f"i.id <= ? and i.id not in {late}"
+    yield _records(db, query, f"i.id > ?{person}", upto, *whose)
+    yield _records(db, query, f"i.id in {late} and i.id <= ?{person}", upto, *whose)
+    taken = f"i.id <= ? and i.id not in {late}{person}"
     if first >= last:  # no whole day
-        yield _records(db, query, taken, upto)
+        yield _records(db, query, taken, upto, *whose)
         return
     if query.since_ms < first * DAY_MS:
-        yield _records(db, replace(query, until_ms=first * DAY_MS), taken, upto)
+        yield _records(db, replace(query, until_ms=first * DAY_MS), taken, upto, *whose)
     if query.until_ms:
-        yield _records(db, replace(query, since_ms=last * DAY_MS), taken, upto)
+        yield _records(db, replace(query, since_ms=last * DAY_MS), taken, upto, *whose)
     where, values = queries.where(replace(query, since_ms=0, until_ms=0))
-    yield _Part(True, " and ".join([*where, "i.day >= ?", "i.day < ?"]), (*values, first, last))
+    days = "i.day >= ? and i.day < ?" + person
+    yield _Part(digest, " and ".join([*where, days]), (*values, first, last, *whose))
+
+
+def _digest_for(query: InvocationQuery, by: By) -> str:
+    """The one that knows all that is asked for; "": none does."""
+    asked = {name for name in _FILTERS if getattr(query, name)} | {by}
+    plain = InvocationQuery(
+        **{name: getattr(query, name) for name in _FILTERS},
+        states=query.states,
+        within=query.within,
+        since_ms=query.since_ms,
+        until_ms=query.until_ms,
+    )
+    if query != replace(plain, limit=query.limit, oldest_first=query.oldest_first):
+        return ""
+    return next((name for name, facts in DIGESTS.items() if asked <= {fact.strip('"') for fact in facts}), "")
 
 
 def _records(db: sqlite3.Connection, query: InvocationQuery, *more: Any) -> _Part:
-    """more: one more condition and its value."""
+    """more: one more condition and its values."""
     where, values = queries.where(query)
     condition = list(more[:1])
     source = "invocation i" if more else queries.source_of(db, query)
     if query.where:
         source += " left join payload k on k.call_id = i.call_id and k.part = 'kept'"
-    return _Part(False, " and ".join([*condition, *where]), (*more[1:], *values), source)
+    return _Part("", " and ".join([*condition, *where]), (*more[1:], *values), source)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from sqlite_utils import Database, Migrations
 
-from broker.stores.sqlite import grant, spent
-from broker.stores.sqlite.digest import TABLES as DIGESTS
+from broker.stores.sqlite import digest, grant, spent
 from broker.stores.sqlite.follow import TABLES as FOLLOWERS
 
 MIGRATIONS = Migrations("store")
@@ -220,7 +219,7 @@ def hold_terms(database: Database) -> None:
 
 @MIGRATIONS()
 def digests(database: Database) -> None:
-    for statement in DIGESTS:
+    for statement in digest.TABLES:
         database.conn.execute(statement)
 
 
@@ -280,3 +279,8 @@ def earlier_decisions(database: Database) -> None:
     database.conn.execute(
         "create index invocation_judged on invocation (tenant, tool, rule, changed_at_ms, state) where held = 1"
     )
+
+
+@MIGRATIONS()
+def digest_of_persons(database: Database) -> None:
+    digest.add_persons(database.conn)

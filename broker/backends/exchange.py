@@ -16,6 +16,7 @@ import httpx2
 
 from broker.errors import Broken, BrokerError, TimedOut, Unavailable
 from broker.model.back import Back
+from broker.model.empty import nothing
 
 
 class Cut(httpx2.StreamError):
@@ -35,7 +36,7 @@ class Exchange:
     """
 
     deadline: float
-    send: Mapping[str, str] = field(default_factory=dict[str, str])
+    send: Mapping[str, str] = field(default_factory=nothing)
     left: bool = False
     status: int = 0
     error: BrokerError | None = None
@@ -45,7 +46,7 @@ class Exchange:
     repeatable: bool = False
     is_exact: bool = False
     back: Back | None = None
-    told: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    told: Mapping[str, Any] = field(default_factory=nothing)
 
     def fail(self, error: BrokerError) -> None:
         """The first failure is the cause; what follows are its consequences."""

@@ -10,6 +10,7 @@ the listed statuses. What the caller is told about the effect counts every attem
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
@@ -190,7 +191,7 @@ class HttpBackend:
         placements = cast("Placements", tool.action)
         placed = placements.place(arguments)
         timeout_s = min(tool.timeout_s, self._spec.timeout)
-        deadline = anyio.current_time() + timeout_s
+        deadline = asyncio.get_running_loop().time() + timeout_s
         attempts = _Attempts(repeatable=tool.idempotent or tool.effect == "read")
         await self._places.take(deadline)
         try:
@@ -319,7 +320,7 @@ class HttpBackend:
 
     def _read(self, response: Response, body: bytes) -> Answer:
         status = response.status
-        kind, charset = media_type(response.header(b"content-type"))
+        kind, charset = media_type(response.media_type)
         if not 200 <= status < 600:
             raise Broken(f"Backend {self.name!r} answered HTTP {status}, which is no answer.")
         if status >= 300:

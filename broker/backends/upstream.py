@@ -63,9 +63,21 @@ _KEEP_ALIVE = re.compile(rb"(?i)(?:^|[,\s])timeout=(\d{1,6})")
 
 
 class Response:
-    """An answer whose head is here. raw_headers: as they came, names in lower case. Read it to its end or close it."""
+    """An answer whose head is here. Read it to its end or close it.
 
-    __slots__ = ("_connection", "_endless", "_exchange", "_inflater", "_upstream", "raw_headers", "status")
+    media_type: its Content-Type, "" when there is none. raw_headers: as they came, names in lower case.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_endless",
+        "_exchange",
+        "_inflater",
+        "_upstream",
+        "media_type",
+        "raw_headers",
+        "status",
+    )
 
     def __init__(self, upstream: Upstream, connection: Http1, exchange: Exchange | None) -> None:
         """Raises Cut for a Content-Encoding we did not ask for."""
@@ -80,12 +92,13 @@ class Response:
         kind = coding = kept = b""
         for name, value in self.raw_headers:
             if name == b"content-type":
-                kind = value
+                kind = kind + b", " + value if kind else value
             elif name == b"content-encoding":
                 coding = coding + b"," + value if coding else value
             elif name == b"keep-alive":
                 kept = value
-        self._endless = kind.partition(b";")[0].strip().lower() == b"text/event-stream"
+        self.media_type = kind.decode("latin-1")
+        self._endless = kind[:17].lower() == b"text/event-stream" and kind[17:].lstrip(b" \t")[:1] in (b"", b";")
         if kept and (hint := _KEEP_ALIVE.search(kept)):
             connection.keep_s = min(KEEP_IDLE_S, max(int(hint[1]) - 1.0, 0.0))
         if coding:

@@ -6,6 +6,7 @@ tuples are kept for callers that see the same. What must not live here: how a ca
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -45,6 +46,17 @@ class BackendPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class _Charged:
+    """What a caller's calls are charged while the time is in [since_ms, until_ms). It holds the caller, so that nobody
+    else gets its id."""
+
+    caller: Principal
+    since_ms: int
+    until_ms: int
+    charges: tuple[Charge, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One tool with all that was compiled for it."""
 
@@ -62,6 +74,11 @@ class Entry:
     derivation: Derivation | None = None  # of idempotency keys from arguments
     preview: PreviewPlan | None = None  # of a call of it that is held
     dropped: tuple[str, ...] = ()  # of a resource template: patterns of URIs it does not stand for
+    metered_by_caller: bool = field(init=False, compare=False)  # what it is charged depends on nothing else of the call
+    _charged: dict[int, _Charged] = field(init=False, compare=False, repr=False, default_factory=dict[int, _Charged])
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metered_by_caller", all(one.is_of_caller for one in self.meters))
 
     def drops(self, uri: str) -> bool:
         """Whether this URI, for which the template stands, was left out by the import. However it is written: what is
@@ -93,10 +110,24 @@ class Entry:
         """What this call takes from each quota that selects the tool. Raises Forbidden where `decide` would deny."""
         if not self.meters:
             return ()
+        known = self._charged.get(id(principal))
+        if known is not None and known.caller is principal and known.since_ms <= now_ms < known.until_ms:
+            return known.charges
         try:
-            return charges(self.meters, Asked(principal, arguments, self.facts, task), now_ms)
+            made = charges(self.meters, Asked(principal, arguments, self.facts, task), now_ms)
+            if self.metered_by_caller:
+                self._remember(principal, made)
+            return made
         except ValueError as error:
             raise Forbidden(f"Refused: what this call costs cannot be computed: {error}. Nothing was done.") from None
+
+    def _remember(self, principal: Principal, made: tuple[Charge, ...]) -> None:
+        """These are the charges of each of its calls until one of the windows is over."""
+        while len(self._charged) >= KEPT_LISTINGS:
+            self._charged.pop(next(iter(self._charged)))
+        since_ms = max([one.starts_at_ms for one in made], default=0)
+        until_ms = min([one.resets_at_ms for one in made if one.resets_at_ms], default=sys.maxsize)
+        self._charged[id(principal)] = _Charged(principal, since_ms, until_ms, made)
 
     def standing(self, principal: Principal, now_ms: int, task: str = "") -> list[Charge]:
         """Which buckets a call would be charged in, whatever its arguments are."""
@@ -119,8 +150,10 @@ class Entry:
         """The answer as it may be handed on: selected, checked, within its cap. Raises AnswerWithheld."""
         return self.answer_shape.inspect(answer)
 
-    def kept(self, arguments: Mapping[str, Any], mac: Mac) -> Kept:
-        """What a record keeps of the arguments. mac: `Store.mac`."""
+    def kept(self, arguments: Mapping[str, Any], canonical: bytes, mac: Mac) -> Kept:
+        """What a record keeps of the arguments. canonical: their JSON. mac: `Store.mac`."""
+        if self.redaction.keeps_all(arguments, canonical):
+            return Kept(canonical)
         return self.redaction.kept(arguments, mac)
 
     def is_visible(self, principal: Principal) -> bool:

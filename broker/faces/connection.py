@@ -65,7 +65,7 @@ class Hangup:
 
     def __init__(self) -> None:
         self.gone = False
-        self.notify: Callable[[], None] | None = None
+        self.notify: Callable[[], object] | None = None
 
     def tell(self) -> None:
         self.gone = True

@@ -8,6 +8,8 @@ from typing import Any
 
 import orjson
 
+from broker.model.empty import nothing
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -21,11 +23,11 @@ class Answer:
     structured: Mapping[str, Any] | None = None
     is_error: bool = False
     meta: Mapping[str, Any] | None = None
-    more: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    more: Mapping[str, Any] = field(default_factory=nothing)
     status: str = ""  # the backend's own word for how it went, such as "HTTP 201"; for the record
-    spent: Mapping[str, int] = field(default_factory=dict[str, int])
-    _encoded: list[bytes] = field(default_factory=list[bytes], init=False, repr=False, compare=False)
-    _bare: list[bytes] = field(default_factory=list[bytes], init=False, repr=False, compare=False)
+    spent: Mapping[str, int] = field(default_factory=nothing)
+    _encoded: bytes = field(default=b"", init=False, repr=False, compare=False)
+    _bare: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     def result(self) -> dict[str, Any]:
         """The MCP result object. `structuredContent` and `_meta` are absent when there is nothing in them."""
@@ -47,13 +49,13 @@ class Answer:
         Raises TypeError for what JSON cannot carry.
         """
         if not self._encoded:
-            self._encoded.append(orjson.dumps(self.result()))
-        return self._encoded[0]
+            object.__setattr__(self, "_encoded", orjson.dumps(self.result()))  # frozen to everybody else
+        return self._encoded
 
     def bare(self) -> bytes | None:
         """`result` as JSON without its `_meta`, where that is at hand; None where it would have to be made."""
         if self.meta:
-            return self._bare[0] if self._bare else None
+            return self._bare or None
         return self.encoded() if "_meta" not in self.more else None
 
     def with_meta(self, key: str, value: Any) -> Answer:
@@ -63,7 +65,7 @@ class Answer:
             self.spent,
         )  # fmt: skip
         if self._encoded and not self.meta and "_meta" not in self.more:
-            made._bare.append(self._encoded[0])
+            object.__setattr__(made, "_bare", self._encoded)
         return made
 
     @classmethod

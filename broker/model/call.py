@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from broker.model.back import Back, Round, undeclared
+from broker.model.empty import nothing
 from broker.model.hold import Confirming
 from broker.model.principal import Principal
 from broker.model.task import Inquiry
@@ -34,8 +35,8 @@ class Call:
     received_at_ms: int
     request_id: str = ""
     trace_parent: str = ""  # W3C traceparent as received, or ""
-    meta: Mapping[str, Any] = field(default_factory=dict[str, Any])  # the request's _meta without reserved keys
-    capabilities: Mapping[str, Any] = field(default_factory=dict[str, Any])  # what the client declared
+    meta: Mapping[str, Any] = field(default_factory=nothing)  # the request's _meta without reserved keys
+    capabilities: Mapping[str, Any] = field(default_factory=nothing)  # what the client declared
     progress: Progress | None = None
     back: Back | None = None  # None: nobody who could be told or asked while it runs
     round: Round | None = None  # what the caller sent along with a call that its server has asked it about
@@ -51,7 +52,8 @@ class Call:
     sent_as: str = ""  # the Idempotency-Key downstream when an earlier attempt of this keyed call was given one
     is_plain: bool = False  # was not held and reserves nothing (Outcome.is_plain); known once it is admitted
     parent_span: str = ""  # where calls are traced: the span of the agent's that it is part of, 16 hex digits
-    laps_us: dict[str, int] = field(default_factory=dict[str, int])
+    in_scope: bool = True  # False: its task is cancelled by itself and is in no cancel scope that could be closed
+    laps_us: dict[str, int] = field(default_factory=nothing)
 
     @property
     def aside(self) -> str:
@@ -79,6 +81,8 @@ class Call:
     @property
     def trace_id(self) -> str:
         """The 32 hex digits of the traceparent (W3C Trace Context), or "" when there is no valid one."""
+        if not self.trace_parent:
+            return ""
         parts = self.trace_parent.split("-")
         valid = len(parts) >= 4 and len(parts[1]) == 32 and parts[1].strip("0123456789abcdef") == ""
         return parts[1] if valid and parts[1] != "0" * 32 else ""

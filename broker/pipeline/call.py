@@ -161,7 +161,8 @@ class Pipeline:
         if self.watch is not None:
             self.watch.began(call)
         try:
-            self._authenticate(call)
+            now_ms = self._clock.now_ms()
+            _authenticate(call, now_ms)
             if call.name == held_call.NAME:
                 return await self._desk.answer(call, self.run_held)
             if call.confirming is not None:
@@ -171,8 +172,15 @@ class Pipeline:
             if call.inquiry is not None:
                 return await self._inquire(call)
             entry = await self._resolve(call)
-            await self._validate(call, entry)
-            verdict = await self._authorise(call, entry)
+            began = perf_counter_ns()
+            invalid = _invalid(call, entry)
+            began = _lap(call, "validate", began)
+            if invalid is not None:
+                raise await self._refuse(call, entry, invalid)
+            verdict = _judged(call, entry, now_ms)
+            _lap(call, "authorise", began)
+            if verdict.outcome == "deny":
+                raise await self._refuse(call, entry, _forbidden(call, verdict), rule=verdict.rule)
             admission = await self._admit(call, entry, verdict)
             if admission.state == "replayed":
                 return await self._replay(call, entry, _held(admission))
@@ -227,7 +235,7 @@ class Pipeline:
             raise await self._refuse(call, entry, _lacking(call, missing), rule="default")
         at_ms, version = self._now(), self._shelf.current.version
         intent = recorder.intent(call, entry, at_ms=at_ms, policy_version=version, mac=self._store.mac)
-        self._told(call, entry, intent, (await self._committed(intent)).state)
+        self._told(call, entry, intent, (await self._store.admit(intent)).state)
         return await self._run(entry, call, keep_result=False)
 
     async def run_held(self, entry: Entry, call: Call) -> Answer:
@@ -236,66 +244,14 @@ class Pipeline:
             self.watch.resumed(call)
         return await self._run(entry, call, keep_result=True)
 
-    def _authenticate(self, call: Call) -> None:
-        """The face has verified the credential; what can have changed since is the time."""
-        if call.principal.is_expired(self._clock.now_ms()):
-            raise Unauthenticated("Refused: the access token has expired.", next_step="Sign in again.")
-
     async def _resolve(self, call: Call) -> Entry:
+        """What the call names. Raises UnknownTool, recorded."""
         began = perf_counter_ns()
         entry = _meant(self._shelf.current, call)
         _lap(call, "resolve", began)
         if entry is None:
             raise await self._refuse(call, None, _unknown(call))
         return entry
-
-    async def _validate(self, call: Call, entry: Entry) -> None:
-        began = perf_counter_ns()
-        faults = entry.faults(call.arguments) if call.completing is None else ()  # only part of them is known then
-        _lap(call, "validate", began)
-        if call.meta:
-            try:
-                replay.key_of(call)
-                _check_task(call)
-            except InvalidArguments as refusal:
-                raise await self._refuse(call, entry, refusal) from None
-        if faults:
-            refusal = InvalidArguments(
-                f"Refused: the arguments of {call.name} are not valid: {'; '.join(faults)}.",
-                next_step="Correct them and call again; nothing was done.",
-                faults=list(faults),
-            )
-            raise await self._refuse(call, entry, refusal)
-        long = entry.tool.long
-        if long is not None and long.required and not call.takes_task and call.face.startswith("mcp-"):
-            refusal = TaskRequired(
-                f"Refused: {call.name} takes long and runs as a task only, and this client did not declare "
-                f"{EXTENSION}. Nothing was done.",
-                next_step="Call it with a client that takes tasks.",
-            )
-            raise await self._refuse(call, entry, refusal)
-
-    async def _authorise(self, call: Call, entry: Entry) -> Verdict:
-        began = perf_counter_ns()
-        verdict = entry.decide(call.principal, call.arguments, self._clock.now_ms())
-        if verdict.outcome == "hold" and (call.aside or call.face == PREVIEW_FACE):
-            reason = "No person is asked about a completion, a subscription or a preview."
-            verdict = replace(verdict, outcome="deny", reason=reason, terms=None)
-        elif verdict.outcome == "hold" and call.round is not None:
-            reason = "A call that its server has asked about cannot be held; call again from the beginning."
-            verdict = replace(verdict, outcome="deny", reason=reason, terms=None)
-        _lap(call, "authorise", began)
-        if verdict.outcome != "deny":
-            return verdict
-        if verdict.missing:
-            refusal: Forbidden = _lacking(call, verdict.missing, verdict.rule)
-        else:
-            refusal = Forbidden(
-                f"Refused: rule {verdict.rule} forbids this call of {call.name}: {verdict.reason} Nothing was done.",
-                next_step="Do not send the same call again.",
-                rule=verdict.rule,
-            )
-        raise await self._refuse(call, entry, refusal, rule=verdict.rule)
 
     async def _admit(self, call: Call, entry: Entry, verdict: Verdict) -> Admission:
         """One transaction: the intent, every charge, the hold; or the refusal of the first quota that is short."""
@@ -309,7 +265,7 @@ class Pipeline:
         if entry.preview is not None and await self._asks_anew(intent):
             shown, previewed = await preview.made(entry, call, self._shelf, self.perform)
             intent = replace(await self._intent(call, entry, verdict), preview=shown, previewed=previewed)
-        admission = await self._committed(intent)
+        admission = await self._store.admit(intent)
         _lap(call, "admit", began)
         self._told(call, entry, intent, admission.state)
         if admission.state == "denied":
@@ -352,7 +308,8 @@ class Pipeline:
         began = perf_counter_ns()
         begun = False
         try:
-            await anyio.lowlevel.checkpoint_if_cancelled()
+            if call.in_scope:
+                await anyio.lowlevel.checkpoint_if_cancelled()
             if call.round is not None:
                 await self._spend(call.round, call)
             begun = True
@@ -401,12 +358,9 @@ class Pipeline:
             refusal=refusal,
             mac=self._store.mac,
         )
-        await self._committed(intent)
+        await self._store.admit(intent)
         self._told(call, entry, intent, "denied")
         return refusal
-
-    async def _committed(self, intent: Intent) -> Admission:
-        return await self._store.admit(intent)
 
     def _told(self, call: Call, entry: Entry | None, intent: Intent, state: str) -> None:
         self.tally.decided(call, entry, intent, state)
@@ -463,11 +417,66 @@ class Pipeline:
         return self._clock.now_ms()
 
 
+def _authenticate(call: Call, now_ms: int) -> None:
+    """The face has verified the credential; what can have changed since is the time. Raises Unauthenticated."""
+    if call.principal.is_expired(now_ms):
+        raise Unauthenticated("Refused: the access token has expired.", next_step="Sign in again.")
+
+
 def _meant(catalog: Catalog, call: Call) -> Entry | None:
     """What the call names, if it exists for its caller."""
     if call.asked == "tool":
         return catalog.resolve(call.name, call.principal)
     return catalog.resolve_part(call.name, call.principal, expanded=call.completing is None)
+
+
+def _invalid(call: Call, entry: Entry) -> BrokerError | None:
+    """Why this call cannot be made as it was sent; None when it can."""
+    if call.meta:
+        try:
+            replay.key_of(call)
+            _check_task(call)
+        except InvalidArguments as refusal:
+            return refusal
+    faults = entry.faults(call.arguments) if call.completing is None else ()  # only part of them is known then
+    if faults:
+        return InvalidArguments(
+            f"Refused: the arguments of {call.name} are not valid: {'; '.join(faults)}.",
+            next_step="Correct them and call again; nothing was done.",
+            faults=list(faults),
+        )
+    long = entry.tool.long
+    if long is not None and long.required and not call.takes_task and call.face.startswith("mcp-"):
+        return TaskRequired(
+            f"Refused: {call.name} takes long and runs as a task only, and this client did not declare {EXTENSION}. "
+            "Nothing was done.",
+            next_step="Call it with a client that takes tasks.",
+        )
+    return None
+
+
+def _judged(call: Call, entry: Entry, now_ms: int) -> Verdict:
+    """What the rules say; a call that cannot be held is denied instead."""
+    verdict = entry.decide(call.principal, call.arguments, now_ms)
+    if verdict.outcome != "hold":
+        return verdict
+    if call.aside or call.face == PREVIEW_FACE:
+        reason = "No person is asked about a completion, a subscription or a preview."
+    elif call.round is not None:
+        reason = "A call that its server has asked about cannot be held; call again from the beginning."
+    else:
+        return verdict
+    return replace(verdict, outcome="deny", reason=reason, terms=None)
+
+
+def _forbidden(call: Call, verdict: Verdict) -> Forbidden:
+    if verdict.missing:
+        return _lacking(call, verdict.missing, verdict.rule)
+    return Forbidden(
+        f"Refused: rule {verdict.rule} forbids this call of {call.name}: {verdict.reason} Nothing was done.",
+        next_step="Do not send the same call again.",
+        rule=verdict.rule,
+    )
 
 
 def _terms(entry: Entry, verdict: Verdict, now_ms: int) -> HoldTerms | None:
@@ -492,8 +501,11 @@ def _check_task(call: Call) -> None:
         )
 
 
-def _lap(call: Call, stage: str, began_ns: int) -> None:
-    call.laps_us[stage] = call.laps_us.get(stage, 0) + (perf_counter_ns() - began_ns) // 1000
+def _lap(call: Call, stage: str, began_ns: int) -> int:
+    """Note how long a stage took; when the next one begins."""
+    now, laps = perf_counter_ns(), call.laps_us
+    laps[stage] = laps.get(stage, 0) + (now - began_ns) // 1000
+    return now
 
 
 def _lacking(call: Call, missing: Sequence[str], rule: str = "default") -> InsufficientScope:

@@ -45,10 +45,10 @@ def intent(
     """What is committed before anything leaves. entry is None when the tool could not be resolved. key: as sent.
     sketch: of a call that is to be held. derived: the key its tool makes of the arguments, and how long it stands, in
     milliseconds. mac: `Store.mac`."""
-    kept = entry.kept(call.arguments, mac) if entry else Kept()
+    arguments = canonical(call.arguments)
+    kept = entry.kept(call.arguments, arguments, mac) if entry else Kept()
     tool = entry.tool if entry else None
     caller = call.principal
-    arguments = canonical(call.arguments)
     return Intent(
         call_id=call.id,
         at_ms=at_ms,

@@ -18,6 +18,7 @@ from broker.model.principal import Principal, person
 
 Key = Literal["agent", "user", "tenant", "group", "task", "tool", "backend", "model"]
 CALLERS = frozenset({"agent", "user", "tenant"})
+CALLS = frozenset({"task", "model"})  # another one, perhaps, for each call of a caller
 
 MODEL_ARGUMENT = "model"
 MODEL_CHARACTERS = 128  # of what names a bucket; the digest of what is longer

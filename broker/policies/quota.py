@@ -27,7 +27,7 @@ from broker.policies.amount import (
     micro,
     unit_of,
 )
-from broker.policies.bucket import CALLERS, Asked, Key, buckets, of_call
+from broker.policies.bucket import CALLERS, CALLS, Asked, Key, buckets, of_call
 from broker.policies.calendar import Period, window
 from broker.policies.expression import Expression, facts
 from broker.policies.spec import Name, PolicyKind, Seconds, Selection, Spec
@@ -183,6 +183,11 @@ class Meter:
     windows: Windows | None = None
     fixed: int = 1
     amount: Expression | None = None
+
+    @property
+    def is_of_caller(self) -> bool:
+        """Whether what a call takes depends on its caller, its tool and the time alone."""
+        return self.amount is None and self.kind != "repeat" and CALLS.isdisjoint(self.by)
 
     def objection(self, asked: Asked, now_ms: int) -> str:
         """Why this call has no price, as a sentence; "" when it has one. Cheap for every quota but a computed cost."""

@@ -22,7 +22,7 @@ from pydantic_core import CoreSchema
 from broker.model.canonical import canonical, digest
 from broker.model.invocation import MAC_BYTES
 from broker.model.tool import RecordMode
-from broker.policies.detection import scrubbed
+from broker.policies.detection import is_suspect, scrubbed
 from broker.policies.spec import Spec, argument_path
 
 MASK = "[redacted]"
@@ -95,6 +95,17 @@ class Redaction:
         for path, mode in spec.fields.items():
             _put(fields, path.split("."))[""] = mode
         return cls(spec.default, masks, fields)
+
+    def keeps_all(self, arguments: Mapping[str, Any], text: bytes) -> bool:
+        """Whether these arguments, and `text` is their canonical JSON, are certain to be kept as they are. Most are."""
+        return (
+            self.mode == "redacted"
+            and not self.paths
+            and not self.fields
+            and len(text) <= KEPT_TEXT
+            and not is_suspect(text)
+            and not _has_secret_name(arguments)
+        )
 
     def kept(self, arguments: Mapping[str, Any], mac: Mac) -> Kept:
         """What is kept of these arguments. Equal arguments in another order give the same bytes."""
@@ -188,6 +199,19 @@ def _is_hidden(name: str, masks: Mapping[str, Any], rule: Mapping[str, Any]) -> 
     return (below is not None and not below) or (
         rule.get("") not in ("hmac", "digest", "none") and is_secret_name(name)
     )
+
+
+def _has_secret_name(value: Any) -> bool:
+    if isinstance(value, dict):
+        for name, inner in cast("dict[str, Any]", value).items():
+            if is_secret_name(name) or (type(inner) in _CONTAINERS and _has_secret_name(inner)):
+                return True
+    elif isinstance(value, list):
+        return any(map(_has_secret_name, cast("list[Any]", value)))
+    return False
+
+
+_CONTAINERS = (dict, list)
 
 
 def _cut(text: str) -> str:

@@ -23,7 +23,7 @@ import orjson
 import structlog
 
 from broker.errors import Broken, InsufficientScope, Unauthenticated, UnknownTool
-from broker.faces.connection import ANSWER, HANGUP
+from broker.faces.connection import ANSWER, HANGUP, Hangup
 from broker.faces.mcp.agreement import CAPABILITIES_KEY, CLIENT_KEY, INVALID_PARAMS, SERVER_KEY, VERSION_KEY
 from broker.faces.mcp.calls import (
     PROTOCOL_ERRORS,
@@ -49,6 +49,8 @@ ENTRIES_KEPT = 10_000
 
 _PLAIN_PARAMS = frozenset({"name", "arguments", "_meta"})
 
+_NO_EXTENSIONS: Mapping[str, Any] = {}
+
 log = structlog.get_logger("broker.mcp")
 
 
@@ -63,7 +65,7 @@ class Exchange:
         self._answer = answer
         self._lock: anyio.Lock | None = None  # made when it becomes a stream
         self._ended = False
-        self.last_byte = anyio.current_time()
+        self.last_byte = asyncio.get_running_loop().time()
 
     async def ping(self) -> None:
         """Keep a silent response alive with an SSE comment."""
@@ -130,18 +132,16 @@ class Direct:
             pieces.append(found[1])
         self._on_listed(request.principal, len(listing))
         result = b'{"tools":[%s],"ttlMs":0,"cacheScope":"private"}' % b",".join(pieces)
-        await self._exchange(request).finish(200, encoded_body(request.message.id, self._meta, result))
-
-    def _exchange(self, request: Request) -> Exchange:
-        extensions: Mapping[str, Any] = request.scope.get("extensions") or {}
-        return Exchange(request.send, None if request.is_foreign else extensions.get(ANSWER))
+        extensions = request.scope.get("extensions") or _NO_EXTENSIONS
+        exchange = Exchange(request.send, None if request.is_foreign else extensions.get(ANSWER))
+        await exchange.finish(200, encoded_body(request.message.id, self._meta, result))
 
     async def answer(self, request: Request) -> None:
         """Make the call and answer it. On the client's leaving: the call is cancelled and nothing is sent.
 
         Raises InsufficientScope and Unauthenticated for the gate to challenge, unless the answer has become a stream.
         """
-        message = request.message
+        message, extensions = request.message, request.scope.get("extensions") or _NO_EXTENSIONS
         call = build_call(
             message.params,
             principal=request.principal,
@@ -150,11 +150,28 @@ class Direct:
             request_id=message.id,
             trace_parent=request.trace_parent,
         )
-        exchange = self._exchange(request)
+        exchange = Exchange(request.send, None if request.is_foreign else extensions.get(ANSWER))
+        hangup: Hangup | None = extensions.get(HANGUP)
         if request.accepts[1]:
             self._quiet.add(exchange)
         try:
-            ended = await self._watched(exchange, call, request)
+            if hangup is None:
+                ended = await self._watched_by_task(exchange, call, request)
+            elif hangup.gone:
+                return
+            else:
+                task = asyncio.current_task()
+                assert task is not None, "requests are answered in tasks"  # noqa: S101
+                hangup.notify = task.cancel
+                call.in_scope = False
+                try:
+                    ended = await self._ended(exchange, call, request)
+                except asyncio.CancelledError:
+                    if not hangup.gone or task.uncancel():  # the server's end, perhaps in the same moment
+                        raise
+                    return
+                finally:
+                    hangup.notify = None
         finally:
             self._quiet.discard(exchange)
         if ended is not None:
@@ -170,26 +187,8 @@ class Direct:
                     if exchange.last_byte <= before:
                         pings.start_soon(exchange.ping)
 
-    async def _watched(self, exchange: Exchange, call: Call, request: Request) -> tuple[int, bytes] | None:
-        """The status and body of the answer; None when the client left."""
-        hangup = cast("dict[str, Any]", request.scope.get("extensions") or {}).get(HANGUP)
-        if hangup is None:
-            return await self._watched_by_task(exchange, call, request)
-        if hangup.gone:
-            return None
-        task = asyncio.current_task()
-        assert task is not None, "requests are answered in tasks"  # noqa: S101
-        hangup.notify = task.cancel
-        try:
-            return await self._ended(exchange, call, request)
-        except asyncio.CancelledError:
-            if not hangup.gone or task.uncancel():  # the server's end, perhaps in the same moment
-                raise
-            return None
-        finally:
-            hangup.notify = None
-
     async def _watched_by_task(self, exchange: Exchange, call: Call, request: Request) -> tuple[int, bytes] | None:
+        """The status and body of the answer; None when the client left."""
         ended: list[tuple[int, bytes] | InsufficientScope | Unauthenticated] = []
 
         async def work() -> None:

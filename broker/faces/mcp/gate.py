@@ -87,7 +87,7 @@ class Gate:
             limits=house.limits,
             budget=self.budget,
             remembered=house.remembered,
-            call=self._known,
+            challenge=self._challenge_known,
             is_closing=lambda: self.closing,
         )
 
@@ -252,12 +252,9 @@ class Gate:
         except (InsufficientScope, Unauthenticated) as refusal:
             raise self._challenged(request, refusal) from None
 
-    async def _known(self, request: Request) -> None:
+    async def _challenge_known(self, request: Request, refusal: BrokerError) -> None:
         """For the shortcut."""
-        try:
-            await self._call(request)
-        except Stop as stop:
-            await self._stopped(request, stop)
+        await self._stopped(request, self._challenged(request, refusal))
 
     async def _handshake(self, request: Request) -> None:
         """A message of a handshake-era session; its answer travels on this very POST."""

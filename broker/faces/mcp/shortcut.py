@@ -16,19 +16,19 @@ What must not live here: any rule of the gate's; any byte of HTTP written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from broker.errors import Malformed
+from broker.errors import BrokerError, InsufficientScope, Malformed, Unauthenticated
 from broker.faces.connection import PIECE
 from broker.faces.mcp.agreement import MODERN, agrees
 from broker.faces.mcp.bodies import Budget
 from broker.faces.mcp.direct import Direct, is_plain_call
 from broker.faces.mcp.headers import content_length, decoded
 from broker.faces.mcp.ports import Remembered
-from broker.faces.mcp.request import FACE, PRINCIPAL, App, Receive, Request, Scope, Send
+from broker.faces.mcp.request import App, Receive, Request, Scope, Send
 from broker.faces.mcp.strict import JsonLimits, read_message
 from broker.model.principal import fingerprint
 
@@ -58,7 +58,7 @@ class Head:
 
 
 class Shortcut:
-    """call: makes a call and answers it, challenges included (`Gate`). is_closing: whether the broker is leaving."""
+    """challenge: answers a call whose caller has to do something first. is_closing: whether the broker is leaving."""
 
     def __init__(
         self,
@@ -67,14 +67,14 @@ class Shortcut:
         limits: JsonLimits,
         budget: Budget,
         remembered: Remembered,
-        call: Callable[[Request], Any],
+        challenge: Callable[[Request, BrokerError], Awaitable[None]],
         is_closing: Callable[[], bool],
     ) -> None:
         self._direct = direct
         self._limits = limits
         self._budget = budget
         self._remembered = remembered
-        self._call = call
+        self._challenge = challenge
         self._is_closing = is_closing
         self._heads: dict[bytes, Head] = {}
 
@@ -127,14 +127,15 @@ class Shortcut:
             return None
         if self._direct.mirrors_arguments(head.named):
             return None
-        budget, call = self._budget, self._call
+        self._budget.take(size)
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-            scope[PRINCIPAL], scope[FACE] = principal, "mcp-http"
+            request = Request("/mcp", head.headers, scope, receive, send, principal, message)
             try:
-                await call(Request("/mcp", head.headers, scope, receive, send, principal, message))
+                await self._direct.answer(request)
+            except (InsufficientScope, Unauthenticated) as refusal:
+                await self._challenge(request, refusal)
             finally:
-                budget.give(size)
+                self._budget.give(size)
 
-        budget.take(size)
         return answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 from random import random
@@ -24,7 +25,7 @@ class LiveFile:
     def __init__(self, path: Path, busy_s: float) -> None:
         self._path = path
         self._busy_s = busy_s
-        self._parts = [Path(f"{path}{suffix}") for suffix in ("", "-wal", "-shm")]
+        self._parts = [f"{path}{suffix}" for suffix in ("", "-wal", "-shm")]
         self.db = self._connect()
         self._files = self._identity()
         self.is_doubtful = False  # it has failed in a way after which it is opened anew, and memory is not trusted
@@ -85,7 +86,7 @@ class LiveFile:
         )
 
     def _identity(self) -> list[tuple[int, int]]:
-        states = [part.stat() for part in self._parts]
+        states = [os.stat(part) for part in self._parts]  # noqa: PTH116 – at each commit, so without a path object
         return [(state.st_dev, state.st_ino) for state in states]
 
 

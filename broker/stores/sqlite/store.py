@@ -8,7 +8,7 @@ WAL and the liveness locks need the same kernel.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
@@ -123,13 +123,13 @@ class SqliteStore:
 
     # --------------------------------------------------------------------------------------------------------- writing
 
-    async def admit(self, intent: Intent) -> Admission:
-        return await self.writer.run(
+    def admit(self, intent: Intent) -> Coroutine[Any, Any, Admission]:
+        return self.writer.run(
             admission.admit, intent, lambda late: self._regret(intent.call_id, late.state == "dispatching")
         )
 
-    async def finish(self, outcome_: Outcome) -> None:
-        await self.writer.run(outcome.finish, outcome_)
+    def finish(self, outcome_: Outcome) -> Coroutine[Any, Any, None]:
+        return self.writer.run(outcome.finish, outcome_)
 
     async def review(self, review: Review) -> Invocation:
         return await self.writer.run(hold.review, review)

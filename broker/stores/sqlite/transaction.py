@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from broker.errors import BrokerError
@@ -39,8 +40,10 @@ class Transaction:
     urgent: bool = False
 
 
-# The columns of an invocation that change after its first row, in the order of _ADVANCE.
-_CHANGING = ("writer", "code", "stage", "message", "effect", "backend_status", "result_digest", "result_bytes")
+# The columns of an invocation that change after its first row, beside its state and the time.
+_CHANGING = frozenset(
+    {"writer", "code", "stage", "message", "effect", "backend_status", "result_digest", "result_bytes", "laps_us"}
+)
 
 
 def _sources(target: State) -> str:
@@ -48,18 +51,18 @@ def _sources(target: State) -> str:
     return ", ".join(f"'{state}'" for state, nexts in TRANSITIONS.items() if target in nexts and state != "received")
 
 
-# A compare-and-set for each state that can be reached. Names and states are constants of this file and of the model;
-# every value is bound. ?12: the laps are all there are, so there is nothing to merge them with.
-_ADVANCE: Mapping[State, str] = {
-    target: (
-        f"update invocation set state = '{target}', changed_at_ms = ?, "  # noqa: S608
-        + ", ".join(f"{column} = coalesce(?, {column})" for column in _CHANGING)
-        + ", laps_us = case when ?11 is null then laps_us when ?12 then ?11 else json_patch(laps_us, ?11) end"
-        + f" where call_id = ?10 and state in ({_sources(target)})"
+@lru_cache(maxsize=128)
+def _advance(target: State, columns: tuple[str, ...], *, all_laps: bool) -> str:
+    """The compare-and-set into a state that changes these columns. Names and states are constants of ours; every value
+    is bound."""
+    if target in ("received", "denied") or not _CHANGING.issuperset(columns):
+        raise ValueError(f"no call gets to {target} later, or changes so")
+    laps = "?" if all_laps else "json_patch(laps_us, ?)"
+    changes = "".join(f", {column} = {laps if column == 'laps_us' else '?'}" for column in columns)
+    return (
+        f"update invocation set state = '{target}', changed_at_ms = ?{changes}"  # noqa: S608
+        f" where call_id = ? and state in ({_sources(target)})"
     )
-    for target in TRANSITIONS
-    if target not in ("received", "denied")
-}
 
 
 def advance(
@@ -80,12 +83,11 @@ def advance(
     written then.
     """
     change = change or {}
-    laps = change.get("laps_us")
-    values = [change.get(column) for column in _CHANGING]
-    changed = tx.db.execute(
-        _ADVANCE[target], (at_ms, *values, call_id, None if laps is None else canonical(laps).decode(), all_laps)
-    )
-    if changed.rowcount != 1:
+    columns = dict(change)
+    if "laps_us" in columns:
+        columns["laps_us"] = canonical(columns["laps_us"]).decode()
+    sql = _advance(target, tuple(columns), all_laps=all_laps)
+    if tx.db.execute(sql, (at_ms, *columns.values(), call_id)).rowcount != 1:
         return False
     tx.ledger.append(kind, call_id, at_ms, {**(facts or {}), "set": {**change, "state": target}})
     return True

@@ -1,7 +1,9 @@
 """The one thread that writes, and group commit: jobs that wait together share one transaction and one fsync.
 
-    submit → queue → [ begin immediate · job · job · … · commit ] → one wake-up of the event loop for all of them
+    run → the loop's turn → queue → [ begin immediate · job · … · commit ] → one wake-up of the loop for all of them
 
+- What is asked in one turn of the event loop is handed over together, so that many callers share commits; a lone one is
+  handed over at once.
 - A job is a function of the open transaction (transaction.py). It answers with a value or a BrokerError; either way
   what it wrote is committed with the batch, so a job that refuses does so before it writes, or means what it wrote.
 - `Undo`, and anything else a job raises, which is a bug of that job alone, has the batch rolled back and run once more
@@ -93,7 +95,8 @@ class Writer:
         self._life = Life(path, chain)
         self._file = LiveFile(path, patience_s)
         self._tx = Transaction(self._file.db, Ledger(self._file.db, chain, self._register), seal, open_per_agent)
-        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._queue: SimpleQueue[list[Job] | None] = SimpleQueue()
+        self._asked: list[Job] = []  # in this turn of the loop, not handed over yet
         self._batch: list[Job] = []  # what the thread is at
         self._busy_since = 0.0
         self._batches = self._jobs = 0  # of transactions that were committed
@@ -124,7 +127,7 @@ class Writer:
     def load(self) -> Load:
         since = self._busy_since
         lag_s = monotonic() - since if since else 0.0
-        return Load(self._queue.qsize(), lag_s, self._batches, self._jobs, self._commit_s)
+        return Load(max(0, self._waiting - len(self._batch)), lag_s, self._batches, self._jobs, self._commit_s)
 
     # ------------------------------------------------------------------------------------------- the event loop's side
 
@@ -147,7 +150,12 @@ class Writer:
         if self._watch is None:
             self._watch = self._loop.call_later(PROBE_S, self._look)
         job = Job(function, argument, future, regret)
-        self._queue.put(job)
+        if self._waiting == 1:
+            self._queue.put([job])
+        else:
+            self._asked.append(job)
+            if len(self._asked) == 1:
+                self._loop.call_soon(self._hand_over)
         try:
             return await future
         except asyncio.CancelledError:
@@ -161,6 +169,11 @@ class Writer:
                     if regret is None:  # with one, whoever asked needs to know of a success only
                         raise
             raise
+
+    def _hand_over(self) -> None:
+        asked, self._asked = self._asked, []
+        if asked:
+            self._queue.put(asked)
 
     async def _seen_out(self, job: Job) -> Any:
         """The answer to a job whose caller was cancelled, be it here already, lost in between, or still to come."""
@@ -183,14 +196,15 @@ class Writer:
             if future is None:
                 continue
             self._waiting -= 1
-            if future.cancelled() and job.answer is None:
+            if not future.done():
+                if isinstance(result, BrokerError):
+                    future.set_exception(result)
+                else:
+                    future.set_result(result)
+            elif future.cancelled() and job.answer is None:
                 job.answer = [result]  # its caller sees to it (`_see_out`)
-            elif future.done():
-                self._make_good(job, result)
-            elif isinstance(result, BrokerError):
-                future.set_exception(result)
             else:
-                future.set_result(result)
+                self._make_good(job, result)
         if urgent:
             self._on_commit()
 
@@ -200,7 +214,7 @@ class Writer:
             return
         remedy = job.regret(result)
         if remedy is not None:
-            self._queue.put(Job(*remedy))
+            self._queue.put([Job(*remedy)])
 
     def _look(self) -> None:
         """While anybody waits: see whether the thread still gets on. Runs on the loop's timer."""
@@ -218,7 +232,7 @@ class Writer:
         self._stall = f"Records cannot be written to {self._path.name} now: the disk does not answer."
         for job in self._drain():
             if job.future is None:
-                self._queue.put(job)
+                self._queue.put([job])
             else:
                 self._waiting -= 1
                 self._refuse(job)
@@ -239,13 +253,13 @@ class Writer:
         jobs: list[Job] = []
         while True:
             try:
-                job = self._queue.get_nowait()
+                some = self._queue.get_nowait()
             except Empty:
                 return jobs
-            if job is None:
+            if some is None:
                 self._stopping = True
             else:
-                jobs.append(job)
+                jobs.extend(some)
 
     async def aclose(self) -> None:
         """Commit what is queued, end the chain, end the thread. Bounded: a disk that hangs is left behind."""
@@ -253,7 +267,8 @@ class Writer:
             return
         self._closed = True
         with anyio.CancelScope(shield=True):
-            self._queue.put(Job(self._end, None))
+            self._hand_over()
+            self._queue.put([Job(self._end, None)])
             self._queue.put(None)
             if self._thread.is_alive():
                 await anyio.to_thread.run_sync(self._thread.join, CLOSE_S)
@@ -279,12 +294,12 @@ class Writer:
         """What waits now, after waiting for something to do. Empty: there was nothing, or it is time to stop."""
         batch: list[Job] = []
         try:
-            job = self._queue.get(timeout=max(0.0, self._beat_at - monotonic()))
-            while job is not None:
-                batch.append(job)
+            some = self._queue.get(timeout=max(0.0, self._beat_at - monotonic()))
+            while some is not None:
+                batch.extend(some)
                 if len(batch) >= MOST or self._queue.empty():
                     break
-                job = self._queue.get_nowait()  # only this thread and a stall take jobs
+                some = self._queue.get_nowait()  # only this thread and a stall take jobs
             else:
                 self._stopping = True
         except Empty:

@@ -39,7 +39,7 @@ from broker.model.quota import QuotaState
 from broker.model.sketch import Sketch
 from broker.pipeline.desk import Desk
 from broker.pipeline.editing import changed
-from broker.pipeline.granting import Grants
+from broker.pipeline.granting import Bounds, Grants, Whose
 from broker.pipeline.reviewers import names
 from broker.ports import Backend, Clock, Directory, QueueCount, Store
 from broker.settings import Settings
@@ -325,6 +325,25 @@ class Office:
         """From a held call one may see. bounds: as `Grants.propose`, which says what it raises."""
         await self.hold(who, call_id)
         return await self.granting.propose(who, call_id=call_id, via=via, **bounds)
+
+    def grantable(self, who: Principal) -> list[tuple[str, str]]:
+        """Tools and their rules whose held calls this person may decide on, so that he may write a grant for them."""
+        return [
+            (entry.tool.name, one.name)
+            for entry in self.shelf.current.everything()
+            for one in entry.rules.rules
+            if one.verdict.terms is not None and self.granting.may_grant(who, one.verdict.terms)
+        ]
+
+    async def draft_grant(
+        self, who: Principal, *, agent: str, user: str, issuer: str, bounds: Bounds, **more: Any
+    ) -> Grant:
+        """A grant that no held call stands behind, for an agent of his tenant. more: as `Grants.draft`, which says what
+        it raises."""
+        client = await to_thread.run_sync(self.directory.client, agent)
+        owner = client.owner if client is not None and client.tenant == who.tenant else ""
+        persons = tuple(sorted(Principal(agent, user=user, owner=owner).persons))
+        return await self.granting.draft(who, Whose(who.tenant, agent, issuer, user, persons), bounds, **more)
 
     async def decide_grant(
         self, who: Principal, grant_id: str, *, decision: GrantDecision, reason: str, via: str

@@ -12,6 +12,7 @@ rule's reviewers or its quorum are others than they were.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -35,6 +36,28 @@ LONGEST_MS = 366 * 86_400_000
 REASON_CHARS = 1_000
 
 _compiled = lru_cache(maxsize=256)(Expression.compile)
+
+
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """Whose calls a grant is for. user "": whomever the agent acts for. persons: the names that have no say in it."""
+
+    tenant: str
+    agent: str
+    issuer: str
+    user: str
+    persons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Which calls, and how much of them: as the fields of `model.grant.Grant`, but total as a decimal in text."""
+
+    count: int
+    until_ms: int
+    when: str = "true"
+    amount: str = ""
+    total: str = ""
 
 
 class Grants:
@@ -69,41 +92,86 @@ class Grants:
         held = await self._store.invocation(call_id)
         if held is None or held.hold is None:
             raise UnknownHold(f"There is no held call {call_id[:64]!r}.")
-        entry, now_ms = self._shelf.current.named(held.tool), self._clock.now_ms()
+        entry = self._shelf.current.named(held.tool)
         terms = _terms_of(entry, held.rule)
         if entry is None or terms is None or entry.tool.definition != held.definition:
             raise InvalidArguments(
                 f"{held.tool} or its rule {held.rule} is another one now; propose from a newer hold."
             )
         self._may(who, held.hold, held.hold.persons)
+        grant = self._made(
+            Whose(held.tenant, held.agent, held.issuer, "" if any_user else held.user, held.hold.persons),
+            (entry, held.rule, terms),
+            Bounds(count, until_ms, when, amount, total),
+            self._approval(who, reason, via),
+            from_hold=call_id,
+        )
+        await self._meets(grant, entry, call_id)
+        return await self._store.propose_grant(grant)
+
+    async def draft(
+        self, who: Principal, whose: Whose, bounds: Bounds, *, tool: str, rule: str, reason: str = "", via: str
+    ) -> Grant:
+        """A grant that no held call stands behind, for calls of this tool that this rule (policy/id) holds.
+
+        Raises Forbidden (this person); InvalidArguments, also for a rule whose calls this person has no say in.
+        """
+        entry = self._shelf.current.named(tool)
+        terms = _terms_of(entry, rule)
+        if entry is None or terms is None or not self.may_grant(who, terms):
+            raise InvalidArguments(
+                f"There is no rule {rule[:128]!r} of a tool {tool[:64]!r} whose held calls you may decide on.",
+                next_step="Name both as a held call shows them.",
+            )
+        if not whose.agent or not whose.issuer:
+            raise InvalidArguments("A grant is for the calls of one agent, as one issuer vouches for it.")
+        grant = self._made(whose, (entry, rule, terms), bounds, self._approval(who, reason, via))
+        self._may(who, _as_hold(grant), grant.persons)
+        return await self._store.propose_grant(grant)
+
+    def may_grant(self, who: Principal, terms: HoldTerms) -> bool:
+        """Whether this person may decide on calls that are held on these terms, and so propose grants for them."""
+        hold = Hold(reason="", expires_at_ms=0, scopes=terms.scopes, groups=terms.groups)
+        return not lacks(hold, who, self._reviewer_scope, self._clock.now_ms())
+
+    def _made(
+        self,
+        whose: Whose,
+        held_by: tuple[Entry, str, HoldTerms],
+        bounds: Bounds,
+        approval: Approval,
+        *,
+        from_hold: str = "",
+    ) -> Grant:
+        """Raises InvalidArguments."""
+        (entry, rule, terms), now_ms = held_by, self._clock.now_ms()
         grant = Grant(
             grant_id=str(uuid7()),
             state="proposed",
             at_ms=now_ms,
             changed_at_ms=now_ms,
-            tenant=held.tenant,
-            agent=held.agent,
-            issuer=held.issuer,
-            user="" if any_user else held.user,
-            tool=held.tool,
-            definition=held.definition,
-            rule=held.rule,
-            when=when,
-            count=count,
-            until_ms=until_ms,
-            amount=amount,
-            total=_millionths(total) if amount else 0,
-            reason=_words(reason),
+            tenant=whose.tenant,
+            agent=whose.agent,
+            issuer=whose.issuer,
+            user=whose.user,
+            tool=entry.tool.name,
+            definition=entry.tool.definition,
+            rule=rule,
+            when=bounds.when,
+            count=bounds.count,
+            until_ms=bounds.until_ms,
+            amount=bounds.amount,
+            total=_millionths(bounds.total) if bounds.amount else 0,
+            reason=approval.reason,
             scopes=terms.scopes,
             groups=terms.groups,
             quorum=max(LEAST_PERSONS, terms.quorum),
-            persons=held.hold.persons,
-            from_hold=call_id,
-            approvals=(self._approval(who, reason, via),),
+            persons=whose.persons,
+            from_hold=from_hold,
+            approvals=(approval,),
         )
         _judge(grant, now_ms)
-        await self._meets(grant, entry, call_id)
-        return await self._store.propose_grant(grant)
+        return grant
 
     async def decide(self, who: Principal, grant_id: str, *, decision: GrantDecision, reason: str, via: str) -> Grant:
         """Approve, reject or revoke. Raises UnknownHold, Forbidden, Conflict (decided, or this person has approved)."""
@@ -166,11 +234,15 @@ class Grants:
 def _is_for(grant: Grant, caller: Principal, entry: Entry, rule: str, terms: HoldTerms) -> bool:
     same_caller = (grant.tenant, grant.issuer, grant.agent) == (caller.tenant, caller.issuer, caller.agent)
     same_user = not grant.user or person(grant.user) == person(caller.user)
+    own = any(
+        caller.persons & set(one.persons) for one in grant.approvals
+    )  # for any user, but not for who agreed to it
     asked = frozenset(grant.scopes) == frozenset(terms.scopes) and frozenset(grant.groups) == frozenset(terms.groups)
     enough = len(grant.approvals) >= max(LEAST_PERSONS, terms.quorum)
     return (
         same_caller
         and same_user
+        and not own
         and asked
         and enough
         and grant.rule == rule

@@ -252,3 +252,16 @@ async def test_a_person_sees_his_own_calls_however_his_name_is_spelled_and_nobod
             assert (calls["raul"] in table) == (not older)
             assert calls["ＲAUL"] in table
             assert calls["paul"] not in table and calls[""] not in table
+
+
+async def test_quotas_show_what_is_left_and_what_was_used_over_time_of_ones_own(house: House) -> None:
+    house.person("raul", [])
+    caller = agent(user="raul", issuer="settings", scopes=["notes.write"])
+    await perform(house.broker, "orders_refund", {"order_id": "1", "amount": 10}, caller)
+    async with browsing(house) as rita, browsing(house) as raul:
+        page = await sign_in(rita, house, "rita", "/console/quotas?span=month")
+        assert "Used of refunds-a-day as a table" in page.text
+        assert re.search(r'<td class="number">1</td></tr>\n</tbody>', page.text)  # today
+        assert "Last month</a>" in page.text
+        assert (await rita.get("/console/quotas?span=century")).status_code == 400
+        assert "Used of refunds-a-day" not in (await sign_in(raul, house, "raul", "/console/quotas")).text

@@ -223,3 +223,29 @@ async def test_a_grant_is_proposed_by_one_agreed_to_by_another_and_ended(house: 
         await raul.go("/console/grants?ended=1")
         assert "no more" in await raul.text()
         assert (rita.strange, raul.strange) == ([], [])
+
+
+async def test_a_grant_is_written_from_nothing_and_what_was_wrong_is_said_beside_what_was_written(
+    house: House, browser: Browser
+) -> None:
+    async with window(browser, house) as rita, window(browser, house) as raul:
+        await rita.sign_in("rita", "/console/grants")
+        await rita.page.click("text=Write a grant")
+        await rita.page.select_option("#what", "orders_refund refunds/large")
+        await rita.page.fill("#agent", "bot")
+        await rita.page.select_option("#issuer", "settings")
+        await rita.page.fill("#when", "args.amount <=")
+        await rita.page.fill("#grant-reason", "the summer sale")
+        await rita.page.click("text=Propose this grant")
+        assert "do not compile" in await rita.text()
+        assert await rita.page.input_value("#agent") == "bot"
+        await rita.page.fill("#when", "args.amount <= 200.0")
+        await rita.page.click("text=Propose this grant")
+        await rita.page.wait_for_selector("article.card")
+        assert "bot for whomever it acts for" in await rita.text()
+        await raul.sign_in("raul", "/console/grants")
+        await raul.page.click("text=Approve this grant")
+        assert "active" in await raul.text()
+        caller = agent("bot", user="ann", scopes=["notes.write"], issuer="settings")
+        assert (await perform(house.broker, "orders_refund", refund(140), caller)).content[0]["text"] == "refunded"
+        assert (rita.strange, raul.strange) == ([], [])

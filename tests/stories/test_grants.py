@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from broker.assembly import Broker
 from broker.errors import Conflict, Forbidden, Held, InvalidArguments
 from broker.model.grant import Grant
 from broker.model.principal import Principal
+from broker.pipeline.granting import Bounds, Whose
 from broker.verifier import verify
 from tests.records import HOUR
 from tests.world import agent, perform, records, reviewer, settings_in
@@ -199,3 +201,64 @@ async def test_bounds_that_make_no_sense_are_refused(tmp_path: Path, bounds: dic
         with pytest.raises(InvalidArguments, match=why):
             await propose(broker, **bounds)
         assert await broker.store.grants(None) == []
+
+
+def whose(user: str = "ann", **more: Any) -> Whose:
+    persons = tuple(sorted(Principal("bot", user=user, owner="otto").persons))
+    return replace(Whose("", "bot", "settings", user, persons), **more)
+
+
+@pytest.mark.anyio
+async def test_a_grant_can_be_written_before_any_call_was_held(tmp_path: Path) -> None:
+    async with house(tmp_path) as broker:
+        bounds = Bounds(2, broker.clock.now_ms() + HOUR, "args.amount <= 100.0")
+        made = await broker.grants.draft(reviewer(), whose(), bounds, tool="pay", rule="money/ask", via="test")
+        assert (made.state, made.quorum, made.from_hold) == ("proposed", 2, "")
+        for name in ("ann", "bot", "otto"):
+            with pytest.raises(Forbidden, match="Whose calls"):
+                await confirm(broker, made, name)
+        assert (await confirm(broker, made)).state == "active"
+        assert await pay(broker, 20.0) == "paid"
+        assert (await pay(broker, 101.0)).startswith("held")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"rule": "money/never"}, "no rule"),  # it does not hold
+        ({"rule": "money/other"}, "no rule"),
+        ({"tool": "other"}, "no rule"),
+        ({"who": reviewer("x", scopes=())}, "no rule"),  # in the same words
+        ({"who": reviewer("ann")}, "Whose calls"),
+        ({"whose": whose(agent="")}, "one agent"),
+        ({"bounds": Bounds(0, 2**50)}, "1 to 100000 calls"),
+        ({"bounds": Bounds(1, 1)}, "ends in the future"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else ",".join(one),
+)
+async def test_a_grant_that_is_nothing_or_not_ones_to_give_is_not_written(
+    change: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    async with house(tmp_path) as broker:
+        given: dict[str, Any] = {
+            "who": reviewer(),
+            "whose": whose(),
+            "bounds": Bounds(1, broker.clock.now_ms() + HOUR),
+            **change,
+        }
+        named = {"tool": "pay", "rule": "money/ask"} | {key: change[key] for key in ("tool", "rule") if key in change}
+        with pytest.raises((Forbidden, InvalidArguments), match=why):
+            await broker.grants.draft(given["who"], given["whose"], given["bounds"], via="test", **named)
+        assert await broker.store.grants(None) == []
+
+
+@pytest.mark.anyio
+async def test_a_grant_for_whomever_an_agent_acts_for_is_not_for_those_who_agreed_to_it(tmp_path: Path) -> None:
+    async with house(tmp_path) as broker:
+        bounds = Bounds(9, broker.clock.now_ms() + HOUR)
+        made = await broker.grants.draft(reviewer(), whose(""), bounds, tool="pay", rule="money/ask", via="test")
+        await confirm(broker, made)
+        for name, runs in (("ann", True), ("RITA", False), ("raul", False), ("ruth", True)):
+            caller = agent(scopes=["work"], user=name, issuer="settings")
+            assert ((await pay(broker, 20.0, caller)) == "paid") == runs, name

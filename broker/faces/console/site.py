@@ -82,6 +82,7 @@ class Console:
             Route("/console/record", self._page(_load(PAGES["/console/record"][1])), methods=["POST"]),
             Route("/console/holds/{id}", self._page(_load(f"{hold}:show")), methods=["GET"]),
             Route("/console/holds/{id}/grant", self._page(_load(f"{grants}:propose")), methods=["POST"]),
+            Route("/console/grants", self._page(_load(f"{grants}:draft")), methods=["POST"]),
             Route("/console/grants/{id}/{decision:str}", self._page(_load(f"{grants}:decide")), methods=["POST"]),
             Route("/console/holds/{id}/{decision:str}", self._decision(_load(f"{hold}:decide")), methods=["POST"]),
             Route("/console/calls.json", self._page(_load(f"{call}:as_json")), methods=["GET"]),

@@ -1,6 +1,7 @@
 """Standing grants: which calls run without being held, by whose word, how often yet; to approve, to refuse, to end.
 
-One is proposed from a held call (pages/hold). What must not live here: who may decide (pipeline/granting).
+One is proposed from a held call (pages/hold), or written here from nothing. What must not live here: who may decide
+(pipeline/granting).
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from broker.faces import bodies
 from broker.faces.api.errors import STATUS
 from broker.faces.console.visit import Visit
 from broker.model.grant import GrantDecision
+from broker.pipeline.granting import Bounds
 
 DAY_MS = 86_400_000
 MOST_DAYS = 366
+VOUCHERS = ("api-key", "settings")  # besides issuers, see model.principal
 DECISIONS: Mapping[str, GrantDecision] = {"approve": "approve", "reject": "reject", "revoke": "revoke"}
 SUGGESTED = 6  # arguments in a suggested condition
 TEXT_CHARS = 80
@@ -61,6 +64,33 @@ async def propose(visit: Visit) -> Response:
     return visit.go("/console/grants")
 
 
+async def draft(visit: Visit) -> Response:
+    """POST: a grant that no held call stands behind."""
+    form = visit.form
+    tool, _, rule = form.get("what", "").partition(" ")
+    try:
+        await visit.office.draft_grant(
+            visit.who,
+            agent=form.get("agent", "").strip(),
+            user=form.get("user", "").strip(),
+            issuer=form.get("issuer", ""),
+            bounds=Bounds(
+                _number(form, "count", 1_000_000),
+                visit.office.clock.now_ms() + _number(form, "days", MOST_DAYS) * DAY_MS,
+                form.get("when", ""),
+                form.get("amount", ""),
+                form.get("total", ""),
+            ),
+            tool=tool,
+            rule=rule,
+            reason=form.get("reason", ""),
+            via="console",
+        )
+    except (Conflict, Forbidden, InvalidArguments, Malformed) as error:
+        return await _page(visit, problem=error.sentence, status=STATUS[error.code])
+    return visit.go("/console/grants")
+
+
 def suggested(arguments: Any) -> str:
     """A condition that the held call meets and little else: the same words, numbers up to its own."""
     terms: list[str] = []
@@ -87,4 +117,16 @@ async def _page(visit: Visit, *, problem: str = "", status: int = 200) -> Respon
     ended = "ended" in bodies.query(visit.request, ("ended",)) if visit.request.method == "GET" else False
     found = await visit.office.grants(visit.who, ended=ended)
     rows = [(one, visit.office.granting.objection(visit.who, one)) for one in found]
-    return await visit.page("grants.html", status=status, rows=rows, ended=ended, problem=problem)
+    what = visit.office.grantable(visit.who)
+    trusted = (one.issuer for one in visit.office.settings.auth.issuers)
+    return await visit.page(
+        "grants.html",
+        status=status,
+        rows=rows,
+        ended=ended,
+        problem=problem,
+        what=what,
+        issuers=dict.fromkeys((visit.who.issuer, *trusted, *VOUCHERS)),
+        agents=[one.agent for one in await visit.office.store.agents(visit.who.tenant)] if what else [],
+        written=visit.form,
+    )

@@ -294,7 +294,7 @@ async def test_the_servers_http_requests_carry_our_headers_and_nothing_of_the_ag
     got = answer.structured["meta"]
     assert (got["shop.example/cart"], got["dev.broker/callId"], got["traceparent"]) == (1, "id-1", trace)
     assert got["io.modelcontextprotocol/clientInfo"]["name"] == "broker"
-    assert got["io.modelcontextprotocol/clientCapabilities"] == {"elicitation": {}}
+    assert got["io.modelcontextprotocol/clientCapabilities"] == declared
     assert "progressToken" not in got
     assert answer.meta is None
 

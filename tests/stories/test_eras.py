@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import orjson
 import pytest
 from mcp.client.client import Client
 
 from tests.asking import ABLE, CALLER, MANIFEST, Asking, Speaks
-from tests.library import client_of, reading
+from tests.asking_child import Child
+from tests.library import Reading, client_of, reading
 
 pytestmark = pytest.mark.anyio
 
@@ -29,16 +31,36 @@ async def test_progress_cancellation_questions_and_changes_pass(
     mode: str, transport: str, speaks: Speaks, tmp_path: Path
 ) -> None:
     server = Asking(speaks)
-    heard = anyio.Event()
+    async with reading(tmp_path, server, manifests=MANIFEST, **STDIO) as house:
+        await everything_passes(house, server, mode, transport)
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+@pytest.mark.parametrize("speaks", ["handshake", "modern"])
+async def test_the_same_passes_with_a_child_of_the_brokers_behind(mode: str, speaks: Speaks, tmp_path: Path) -> None:
+    server = Child(tmp_path / "child", speaks)
+    command = orjson.dumps(server.command).decode()
+    root = orjson.dumps(str(Path(__file__).parents[2])).decode()
+    backend = f"kind: backend\nname: library\nmcp: {{command: {command}, cwd: {root}}}\n---\n"
+    async with reading(tmp_path, manifests=backend + MANIFEST, **STDIO) as house:
+        await listed(house, "progress")
+        await everything_passes(house, server, mode, "http")
+
+
+async def listed(house: Reading, tool: str) -> None:
+    with anyio.fail_after(20):
+        while tool not in house.broker.shelf.current.entries:
+            await anyio.sleep(0.02)
+
+
+async def everything_passes(house: Reading, server: Asking | Child, mode: str, transport: str) -> None:
+    heard, speaks = anyio.Event(), server.speaks
 
     async def hear(message: Any) -> None:
         if getattr(message, "method", "") == "notifications/tools/list_changed":
             heard.set()
 
-    async with (
-        reading(tmp_path, server, manifests=MANIFEST, **STDIO) as house,
-        client_of(house, transport, mode, token=CALLER, message_handler=hear, **ABLE) as client,
-    ):
+    async with client_of(house, transport, mode, token=CALLER, message_handler=hear, **ABLE) as client:
         assert {tool.name for tool in (await client.list_tools()).tools} >= {"name", "progress"}
         await progress_comes(client)
         answer = await client.call_tool("name", {})
@@ -63,7 +85,7 @@ async def progress_comes(client: Client) -> None:
     assert steps == [(1, 2, "half")]
 
 
-async def a_call_is_cancelled(client: Client, server: Asking) -> None:
+async def a_call_is_cancelled(client: Client, server: Asking | Child) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(client.call_tool, "wait")
         await server.entered.wait()
@@ -72,7 +94,7 @@ async def a_call_is_cancelled(client: Client, server: Asking) -> None:
         await server.cancelled.wait()
 
 
-async def a_change_is_told(client: Client, server: Asking, heard: anyio.Event, *, listens: bool) -> None:
+async def a_change_is_told(client: Client, server: Asking | Child, heard: anyio.Event, *, listens: bool) -> None:
     listening = anyio.Event()
 
     async def listen() -> None:

@@ -19,10 +19,10 @@ from broker.backends.address import Origin
 from broker.backends.connecting import tls_of
 from broker.backends.credential import Outbound, outbound
 from broker.backends.mcp import Spec
+from broker.backends.mcp_carrier import Carrier, Reports
 from broker.backends.mcp_child import Child, ChildError, environment
 from broker.backends.mcp_http import McpClient
 from broker.backends.mcp_modern import ModernCalls
-from broker.backends.mcp_session import Carrier, Reports
 from broker.backends.spec import filled_now, secrets_in
 from broker.backends.transport import Wire, quiet
 from broker.ports import BackendContext

@@ -10,9 +10,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import anyio
 import orjson
 
+from broker.backends import sdk
 from broker.backends.decoding import short, storable
+from broker.backends.exchange import Exchange
+from broker.backends.mcp_connection import Connection
+from broker.errors import Rejected
+from broker.ports import Offer
 
 PAGES = 50
 LIST_BYTES = 8_388_608
@@ -122,3 +128,49 @@ def _take(listing: Listing, entry: Any, names: set[str]) -> bool:
         names.add(name)
         listing.entries.append(given)
     return True
+
+
+async def read_offer(connection: Connection, backend: str, within_s: float, most: int) -> tuple[Offer, str]:
+    """All that it offers, and what was left out and why ("": nothing). Raises BrokerError."""
+    deadline = anyio.current_time() + within_s
+    session = connection.session
+
+    async def ask(method: str, params: dict[str, Any]) -> dict[str, Any]:
+        exchange = Exchange(deadline)
+        with anyio.move_on_at(deadline):
+            await connection.send(method, params, exchange, None)
+        if exchange.error is not None:
+            raise exchange.error
+        if exchange.result is None:
+            raise exchange.overdue(backend, within_s)
+        return exchange.result
+
+    async def listed(kind: Kind) -> Listing:
+        if not session.offers(kind.capability):
+            return Listing(kind)
+        try:
+            return await list_all(kind, lambda params: ask(kind.method, params), most)
+        except Rejected as error:
+            if kind is TOOLS:
+                raise
+            refused = Listing(kind)  # templates, above all, are often declared and not served
+            if error.facts.get("rpc_code") != sdk.types.METHOD_NOT_FOUND:
+                refused.note(f"its {kind.words} could not be listed: {error.message}")
+            return refused
+
+    tools = await listed(TOOLS)
+    schemas = {str(tool["name"]): cast("Mapping[str, Any]", tool["inputSchema"]) for tool in tools.entries}
+    for name, why in session.mirror_headers(schemas).items():
+        tools.drop(name, why)
+    lists = [tools, await listed(RESOURCES), await listed(TEMPLATES), await listed(PROMPTS)]
+    notes = "; ".join(note for one in lists for note in one.notes)
+    _, resources, templates, prompts = (tuple(one.entries) for one in lists)
+    offer = Offer(
+        tuple(tools.entries),
+        short(session.server, limit=100),
+        session.version,
+        resources=resources,
+        templates=templates,
+        prompts=prompts,
+    )
+    return offer, notes

@@ -15,28 +15,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal
 
 import anyio
 from anyio.abc import TaskGroup
 from pydantic import ValidationError
 
 from broker.backends import sdk
-from broker.backends.decoding import short
-from broker.backends.exchange import EXCHANGE, Cut, Exchange
+from broker.backends.exchange import Exchange
 from broker.backends.mcp_asking import patient
-from broker.backends.mcp_child import ChildError
+from broker.backends.mcp_carrier import Carrier, Reports
 from broker.backends.mcp_connection import Connection
-from broker.backends.mcp_modern import ModernCalls, Progress
-from broker.backends.mcp_offer import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Kind, Listing, list_all
+from broker.backends.mcp_greeting import negotiate, shake_hands
+from broker.backends.mcp_modern import Progress
+from broker.backends.mcp_offer import read_offer
 from broker.backends.mcp_watch import Subscribe, Watched
+from broker.backends.mcp_words import said
 from broker.errors import AnswerWithheld, BrokerError, Rejected, Unavailable
 from broker.model.back import ASKING_S, Back, Declined
 from broker.ports import Clock, Health, Offer
 
-PROBE_S = 10.0
 ENDING_S = 4.0  # to leave a connection, whatever the peer does
 STEADY_S = 10.0  # a connection that was up this long did not fail at starting
 LONGEST_PAUSE_S = 60.0
@@ -46,42 +45,6 @@ LISTEN_AGAIN_S = 5.0
 ACK_S = 10.0
 
 State = Literal["starting", "up", "degraded", "down"]
-
-
-class Carrier(Protocol):
-    """How one connection is made: a child process or HTTP. Made anew for each connection."""
-
-    @property
-    def marks_left(self) -> bool:
-        """False when the sockets themselves mark an exchange whose bytes left; else handing over counts as leaving."""
-        ...
-
-    def streams(self) -> AbstractAsyncContextManager[sdk.Streams]: ...
-
-    def calls(self) -> ModernCalls | None:
-        """How plain calls are made without a session when the peer is modern; None where they are not."""
-        ...
-
-    @property
-    def words(self) -> str:
-        """What the peer said beside the protocol, for operators; "" when it said nothing."""
-        ...
-
-    async def last_words(self) -> str:
-        """Why it ended by itself, in its words; "" when it said nothing."""
-        ...
-
-
-class Reports(Protocol):
-    """What a carrier tells its link."""
-
-    def lost(self) -> None:
-        """The connection is of no use any more."""
-        ...
-
-    def unreadable(self, request_id: int, why: str) -> None:
-        """The answer to this request came and cannot be read."""
-        ...
 
 
 class Link:
@@ -214,7 +177,7 @@ class Link:
                             ended = connection.over or (
                                 isinstance(error, sdk.MCPError) and sdk.what_happened(error) == "ended"
                             )
-                            words = (await carrier.last_words() if ended else "") or _said(error)
+                            words = (await carrier.last_words() if ended else "") or said(error)
                         finally:
                             connection.over = True
                             self._usable = None
@@ -223,7 +186,7 @@ class Link:
             if up_at is None and not words:
                 words = f"it did not speak MCP within {self._start_s:g} s. {carrier.words}".strip()
         except Exception as error:  # noqa: BLE001 – whatever a transport raises becomes the health's words, never a crash
-            words = words or _said(error)
+            words = words or said(error)
         finally:
             self._current = self._usable = None
             self._attempt = None
@@ -231,32 +194,16 @@ class Link:
 
     async def _greet(self, connection: Connection) -> None:
         """Negotiate and list. Raises what the last request failed with."""
-        hello = Exchange(0.0)
-
-        def begin() -> Callable[[], bool]:
-            nonlocal hello
-            hello = asked = Exchange(anyio.current_time() + self._start_s)
-            EXCHANGE.set(asked)
-            return lambda: (
-                asked.error is not None and (not isinstance(asked.error, Rejected) or asked.status in (401, 403, 429))
-            )
-
-        mark = EXCHANGE.set(None)
         try:
             if self._declared is not None:
-                begin()
-                await connection.session.shake_hands()
+                await shake_hands(connection.session, self._start_s)
                 return
-            probe_s = min(PROBE_S, self._start_s / 2)
-            await connection.session.negotiate(legacy_first=self._legacy, probe_s=probe_s, begin=begin)
-        except sdk.MCPError as error:
+            await negotiate(connection.session, self._start_s, legacy_first=self._legacy)
+        except (sdk.MCPError, BrokerError) as error:
             self._legacy = False
-            if hello.error is not None and hello.status in (0, 401, 403, 429):
-                raise hello.error from None
-            self.refuses_handshake = sdk.what_happened(error) == "refused"
+            if isinstance(error, sdk.MCPError):
+                self.refuses_handshake = sdk.what_happened(error) == "refused"
             raise
-        finally:
-            EXCHANGE.reset(mark)
         self._legacy = not connection.session.is_modern
         await self._list(connection)
 
@@ -331,47 +278,7 @@ class Link:
 
     async def _list(self, connection: Connection) -> None:
         """Read what it offers. Raises BrokerError."""
-        deadline = anyio.current_time() + self._start_s
-        session = connection.session
-
-        async def listed(kind: Kind) -> Listing:
-            async def ask(params: dict[str, Any]) -> dict[str, Any]:
-                exchange = Exchange(deadline)
-                with anyio.move_on_at(deadline):
-                    await connection.send(kind.method, params, exchange, None)
-                if exchange.error is not None:
-                    raise exchange.error
-                if exchange.result is None:
-                    raise exchange.overdue(self._name, self._start_s)
-                return exchange.result
-
-            if not session.offers(kind.capability):
-                return Listing(kind)
-            try:
-                return await list_all(kind, ask, self._max_tools)
-            except Rejected as error:
-                if kind is TOOLS:
-                    raise
-                refused = Listing(kind)  # templates, above all, are often declared and not served
-                if error.facts.get("rpc_code") != sdk.types.METHOD_NOT_FOUND:
-                    refused.note(f"its {kind.words} could not be listed: {error.message}")
-                return refused
-
-        tools = await listed(TOOLS)
-        schemas = {str(tool["name"]): cast("Mapping[str, Any]", tool["inputSchema"]) for tool in tools.entries}
-        for name, why in session.mirror_headers(schemas).items():
-            tools.drop(name, why)
-        lists = [tools, await listed(RESOURCES), await listed(TEMPLATES), await listed(PROMPTS)]
-        self._notes = "; ".join(note for one in lists for note in one.notes)
-        _, resources, templates, prompts = (tuple(one.entries) for one in lists)
-        self.offer = Offer(
-            tuple(tools.entries),
-            short(session.server, limit=100),
-            session.version,
-            resources=resources,
-            templates=templates,
-            prompts=prompts,
-        )
+        self.offer, self._notes = await read_offer(connection, self._name, self._start_s, self._max_tools)
 
     def _show(self, connection: Connection) -> None:
         if not connection.over:
@@ -480,23 +387,3 @@ class Link:
             self._wanted = True
             self._nudge()
             await self._changed.wait()
-
-
-def _said(error: BaseException) -> str:
-    """One failure in a few words for an operator; of a group, its first."""
-    if isinstance(error, BaseExceptionGroup):
-        group = cast("BaseExceptionGroup[BaseException]", error)
-        return _said(group.exceptions[0])
-    if isinstance(error, Cut):
-        return _said(error.error)
-    if isinstance(error, BrokerError):
-        return str(error.facts.get("reason") or error.message)
-    if isinstance(error, sdk.MCPError):
-        return f"{short(error.error.message)} (code {error.error.code})"
-    if isinstance(error, ChildError):
-        return str(error)
-    if isinstance(error, LookupError):
-        return str(error.args[0]) if error.args else "a secret is missing"
-    if isinstance(error, ValidationError):
-        return "its answer to the handshake is not MCP"
-    return short(f"{type(error).__name__}: {error}")

@@ -38,9 +38,9 @@ from broker.model.tool import Tool
 from broker.ports import BackendContext, Health, Offer
 
 if TYPE_CHECKING:
+    from broker.backends.mcp_link import Link
     from broker.backends.mcp_modern import Progress
     from broker.backends.mcp_routes import Routes
-    from broker.backends.mcp_session import Link
 
 LAST_CALLS_S = 5.0
 OWN_IDLE_S = 600.0  # an agent's own connection is left when unused for this long; its next call makes it anew
@@ -160,7 +160,7 @@ class McpBackend:
         return self._linked(idle_s=OWN_IDLE_S, declared=declared)
 
     def _linked(self, **more: Any) -> Link:
-        from broker.backends.mcp_session import Link
+        from broker.backends.mcp_link import Link
 
         return Link(
             self.name,

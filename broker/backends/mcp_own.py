@@ -11,7 +11,7 @@ from typing import Any
 
 from anyio.abc import TaskGroup
 
-from broker.backends.mcp_session import Link
+from broker.backends.mcp_link import Link
 from broker.errors import Overloaded
 from broker.model.back import AgentSession
 

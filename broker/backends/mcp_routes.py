@@ -21,9 +21,9 @@ from anyio.abc import TaskGroup
 from mcp_types import CLIENT_CAPABILITIES_META_KEY, LOG_LEVEL_META_KEY
 
 from broker.backends.mcp_asking import answered, guarded, questions
+from broker.backends.mcp_link import Link
 from broker.backends.mcp_own import Own
 from broker.backends.mcp_park import Lot
-from broker.backends.mcp_session import Link
 from broker.errors import Unavailable
 from broker.model.back import INPUT_REQUIRED, AgentSession, Back, relayed
 from broker.model.call import Call

@@ -8,6 +8,7 @@ line in `sinks`, a new source one line where it goes in.
 from __future__ import annotations
 
 import base64
+import gzip
 import html
 import re
 import secrets
@@ -19,6 +20,8 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,13 @@ watch: false
 log_level: debug
 hold: {wait_s: 0}
 listen: {port: 0}
+record:
+  checkpoints: {every_s: 1, webhook: "OUTSIDE/checkpoints"}
+notify:
+  - {name: desk, url: "OUTSIDE/notices", secret: "${file:notice.key}", events: [held, escalated, decided]}
+TRACES"""
+TRACES = """
+traces: {url: "OUTSIDE/v1/traces", headers: ["x-key: ${file:trace.key}"]}
 """
 MANIFESTS = """
 kind: backend
@@ -232,6 +242,52 @@ class _Echo(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class Outside(ThreadingHTTPServer):
+    """Whoever is told by HTTP: a collector, receivers of webhooks. What was said to each path, unpacked."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Outside)
+        self.told: dict[str, bytes] = {}
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def until(self, path: str, content: bytes) -> None:
+        end = time.monotonic() + 30
+        while content not in self.told.get(path, b""):
+            assert time.monotonic() < end, f"{path} is not told: {self.told.keys()}"
+            time.sleep(0.05)
+
+
+class _Outside(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        assert isinstance(self.server, Outside)
+        body = self.rfile.read(int(self.headers["content-length"]))
+        body = gzip.decompress(body) if self.headers["content-encoding"] == "gzip" else body
+        heads = "".join(f"{name}: {value}\n" for name, value in self.headers.items() if name.lower() != "x-key")
+        self.server.told[self.path] = self.server.told.get(self.path, b"") + heads.encode() + body
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 – the library's name
+        """Say nothing."""
+
+
+@pytest.fixture
+def outside() -> Generator[Outside]:
+    with Outside() as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        serving.start()
+        yield server
+        server.shutdown()
+        serving.join()
+
+
 @pytest.fixture
 def api() -> Generator[Echo]:
     with Echo() as server:
@@ -243,12 +299,15 @@ def api() -> Generator[Echo]:
 
 
 @contextmanager
-def house(folder: Path, api: Echo, canaries: Canaries) -> Generator[House]:
+def house(folder: Path, api: Echo, outside: Outside, canaries: Canaries) -> Generator[House]:
     (folder / "tool_manifests").mkdir()
     text = MANIFESTS.replace("PORT", str(api.server_port)).replace("PYTHON", sys.executable)
     text = text.replace("PEER", str(PEER)).replace("LOG", str(folder / "child.log"))
     (folder / "tool_manifests" / "tools.yaml").write_text(text)
-    (folder / "broker.yaml").write_text(SETTINGS)
+    settings = SETTINGS.replace("TRACES", TRACES if find_spec("opentelemetry.sdk") else "")
+    (folder / "broker.yaml").write_text(settings.replace("OUTSIDE", outside.url))
+    for name in ("notice", "trace"):
+        (folder / f"{name}.key").write_text(canaries.new(f"secret of a {name}"))
     variables = ("API_TOKEN", "CHILD_TOKEN", "OF_NOBODY")
     given = {name: canaries.new(name.lower()) for name in variables}
     with (
@@ -346,23 +405,50 @@ def _hidden(page: str, name: str) -> str:
 # ------------------------------------------------------------------------------------------ where anything comes out
 
 
-def sinks(one: House, children: Mapping[int, str]) -> dict[str, bytes]:
+def follow(one: House, outside: Outside) -> None:
+    """The record handed on as it is written, by webhook and by OTLP, up to what is in it now."""
+    secret = one.canaries.new("secret of the siem")
+    (one.folder / "siem.key").write_text(secret)
+    last = orjson.loads(ok("log", "--json", "--limit", "1", cwd=one.folder))[0]["call_id"]
+    ways = {
+        "/siem": ("--webhook", f"{outside.url}/siem", "--secret", "${file:siem.key}"),
+        "/v1/logs": ("--otlp", f"{outside.url}/v1/logs"),
+    }
+    for path, way in ways.items():
+        with running("export", "--follow", "--from-first", "--name", path, *way, cwd=one.folder):
+            outside.until(path, last.encode())
+
+
+def as_table(folder: Path) -> bytes:
+    """An export for analysis, read as whoever analyses does: its pages are packed."""
+    if not find_spec("pyarrow"):
+        return b""
+    parquet: Any = import_module("pyarrow.parquet")
+    ok("export", "--format", "parquet", "--output", "calls.parquet", cwd=folder)
+    return repr(parquet.read_table(folder / "calls.parquet").to_pylist()).encode()
+
+
+def sinks(one: House, children: Mapping[int, str], outside: Outside) -> dict[str, bytes]:
     """Everything that leaves the broker, by what it is. children: what each process showed, while it ran."""
     folder = one.folder
+    table = {"calls.parquet, read": as_table(folder)}
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and ".key" not in path.name}
+    sent = {f"told {path}": content for path, content in outside.told.items()}
     assert {"broker.db", "said"} <= set(files)
     told = {
         " ".join(words): (said := broker(*words, cwd=folder)).out.encode() + said.err.encode() for words in COMMANDS
     }
     pages = {f"answer {place} {path}": answer for place, (path, answer) in enumerate(one.answers)}
     shown = {f"process {pid}": text.encode() for pid, text in children.items()}
-    return {**files, **told, **pages, **shown}
+    return {**table, **files, **sent, **told, **pages, **shown}
 
 
 COMMANDS = (
     ("log", "--json", "--limit", "1000"),
     ("log",),
     ("export",),
+    ("export", "--format", "csv"),
+    ("export", "--format", "cef"),
     ("holds", "--all", "--json"),
     ("quotas", "--json"),
     ("tools", "--json"),
@@ -396,12 +482,12 @@ def of_processes(pid: int) -> dict[int, str]:
     return shown
 
 
-def test_no_secret_is_in_any_sink_and_a_planted_one_is_found(tmp_path: Path, api: Echo) -> None:
+def test_no_secret_is_in_any_sink_and_a_planted_one_is_found(tmp_path: Path, api: Echo, outside: Outside) -> None:
     if not Path("/proc/self/environ").exists():
         pytest.skip("environments of processes are read from /proc, which is not there")
     canaries, planted = Canaries(), Canaries()
     api.cookie = canaries.new("cookie of a backend")
-    with house(tmp_path, api, canaries) as one:
+    with house(tmp_path, api, outside, canaries) as one:
         go_through_everything(one)
         token = canaries.of["api key"]
         said = one.call("kept", {"text": planted.new("kept")}, token)
@@ -410,10 +496,13 @@ def test_no_secret_is_in_any_sink_and_a_planted_one_is_found(tmp_path: Path, api
         assert len(children) >= 3, "the child and its guard"
         for path in PAGES:
             one.keep(one.http.get(one.url + path))
-        live = sinks(one, children)
-    found = {
-        name: names for name, content in {**live, **sinks(one, {})}.items() if (names := canaries.found_in(content))
-    }
+        follow(one, outside)
+        outside.until("/notices", b"hold.decided")
+        live = sinks(one, children, outside)
+    left = sinks(one, {}, outside)
+    assert {"told /checkpoints", "told /notices", "told /siem", "told /v1/logs"} <= set(left)
+    assert "told /v1/traces" in left or not find_spec("opentelemetry.sdk")
+    found = {name: names for name, content in {**live, **left}.items() if (names := canaries.found_in(content))}
     # What a child is given is in its own environment, and what is to be decided is before its reviewer's eyes.
     own = {name for name, names in found.items() if name.startswith("process") and names == {"child_token"}}
     inbox = {
@@ -423,7 +512,8 @@ def test_no_secret_is_in_any_sink_and_a_planted_one_is_found(tmp_path: Path, api
     assert {name: names for name, names in found.items() if name not in own | inbox} == {}
     assert b'"level":"info"' in live["said"], "it was told to say all"
     with_planted = {name for name, content in live.items() if planted.found_in(content)}
-    assert {"log --json --limit 1000", "export"} <= with_planted
+    assert {"log --json --limit 1000", "export", "told /siem"} <= with_planted
+    assert "calls.parquet, read" in with_planted or not find_spec("pyarrow")
     assert with_planted & {"broker.db", "broker.db-wal"}
     for sent in api.received:
         assert canaries.found_in(repr({**sent, "authorization": ""}).encode()) <= {"idempotency"}

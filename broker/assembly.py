@@ -34,6 +34,7 @@ from broker.pipeline.desk import Desk
 from broker.pipeline.granting import Grants
 from broker.pipeline.notices import Notices
 from broker.pipeline.runner import Runner
+from broker.pipeline.waits import tell_waits
 from broker.ports import Backend, BackendKind, Clock, Directory, Notifier, Secrets, Store, Watch
 from broker.reconciler import Reconciler
 from broker.secrets import Secrets as FileSecrets
@@ -226,6 +227,8 @@ class Broker:
             tasks.start_soon(self.pipeline.settle_late)
             tasks.start_soon(self.pipeline.outlive)
             tasks.start_soon(self.runner.run_approved, self.pipeline.run_held)
+            if self.pipeline.watch is not None:
+                tasks.start_soon(tell_waits, self.store, self.clock, self.pipeline.watch)
             try:
                 yield
             finally:

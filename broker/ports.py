@@ -231,6 +231,10 @@ class Watch(Protocol):
         """How a dispatched call ended, and how long it took to commit that."""
         ...
 
+    def waited(self, held: Invocation) -> None:
+        """A held call ended without having run, perhaps said by another process, perhaps twice."""
+        ...
+
     def close(self) -> None:
         """Send what is left. Blocks, in bounded time."""
         ...

@@ -2,7 +2,7 @@
 
     tools/call NAME      (server; child of the agent's span)
     ├── resolve, validate, authorise, admit
-    ├── hold             from the asking to the run, when a person had to decide
+    ├── hold             from the asking to the run, or to the end without one, when a person had to decide
     ├── tools/call NAME  (client; what the backend is told as its parent)
     └── record
 
@@ -28,7 +28,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from broker.model.call import Call
-from broker.model.invocation import Intent, Outcome
+from broker.model.invocation import Intent, Invocation, Outcome
 from broker.model.tool import Tool
 from broker.settings import Traces
 
@@ -105,6 +105,16 @@ class Tracer:
         if call.parent_span != _HELD:
             self._request(call, tool, {"broker.state": outcome.state}, outcome.code, now_ns)
 
+    def waited(self, held: Invocation) -> None:
+        trace_id = held.trace_id or held.call_id.replace("-", "")
+        self._emit(
+            "hold",
+            _context(trace_id, span_id(held.call_id, "hold"), remote=False),
+            _context(trace_id, span_id(held.call_id, ""), remote=False),
+            (held.at_ms * 1_000_000, held.changed_at_ms * 1_000_000),
+            {"broker.call.id": held.call_id, "broker.state": held.state},
+        )
+
     # --------------------------------------------------------------------------------------------------------- spans
 
     def _request(self, call: Call, tool: Tool | None, facts: dict[str, Any], code: str, end_ns: int) -> None:
@@ -140,17 +150,32 @@ class Tracer:
             return
         within = span_id(call.id, "") if what else int(call.parent_span or "0", 16)
         name = f"{_METHODS[call.asked]} {_name(call, facts)}".rstrip() if what in ("", "dispatch") else what
+        context = _context(trace_id, span_id(call.id, what), remote=False)
+        parent = _context(trace_id, within, remote=not what) if within else None
+        self._emit(name, context, parent, (start_ns, end_ns), facts, code=code, kind=kind)
+
+    def _emit(
+        self,
+        name: str,
+        context: SpanContext,
+        parent: SpanContext | None,
+        times_ns: tuple[int, int],
+        facts: dict[str, Any],
+        *,
+        code: str = "",
+        kind: SpanKind = SpanKind.INTERNAL,
+    ) -> None:
         self._processor.on_end(
             ReadableSpan(
                 name=name,
-                context=_context(trace_id, span_id(call.id, what), remote=False),
-                parent=_context(trace_id, within, remote=not what) if within else None,
+                context=context,
+                parent=parent,
                 resource=self._resource,
                 attributes={**facts, **({"error.type": code} if code else {})},
                 kind=kind,
                 status=Status(StatusCode.ERROR if code else StatusCode.UNSET),
-                start_time=start_ns,
-                end_time=max(start_ns, end_ns),
+                start_time=times_ns[0],
+                end_time=max(times_ns),
                 instrumentation_scope=self._scope,
             )
         )

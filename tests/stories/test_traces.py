@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import sqlite3
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +17,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from broker.errors import BrokerError, SettingsError
+from broker.model.hold import Review
 from tests.downstream import answering
 from tests.premises import House, house_with
+from tests.records import open_store
 from tests.world import agent, perform, settings_in, until_state
 
 pytestmark = [
@@ -79,6 +82,8 @@ class Collector:
         return found
 
 
+HANDED_ON = """select 1 from follower join entry e on e.id <= upto
+    where name = 'traces:holds' and e.call_id = ? and e.kind = 'review'"""
 SERVER, CLIENT = 2, 3  # SpanKind of the protocol
 
 
@@ -149,6 +154,32 @@ async def test_waiting_for_a_person_is_a_span_of_its_own_in_the_same_trace(tmp_p
     assert facts(request)["broker.state"] == "held"
     ((received, _),) = it.asked
     assert received.headers["traceparent"].split("-")[2] == sent.span_id.hex()
+
+
+@pytest.mark.parametrize("by", ["console", "command"])
+async def test_a_wait_that_ends_without_a_run_is_a_span_too(tmp_path: Path, by: str) -> None:
+    async with traced(tmp_path) as it:
+        with pytest.raises(BrokerError) as held:
+            await refund(it.house, 500, trace_parent=f"00-{TRACE}-{PARENT}-01")
+        hold_id = str(held.value.facts["hold_id"])
+        await anyio.sleep(0.2)
+        if by == "console":
+            await it.house.post(f"/api/holds/{hold_id}/deny", "rita", {"reason": "no"})
+        else:  # another process, which traces nothing
+            store = await open_store(tmp_path)
+            now_ms = it.house.broker.clock.now_ms()
+            await store.review(Review(hold_id, "reject", "rita", "no", now_ms, "cli"))
+            await store.aclose()
+        await until_state(it.house.broker, hold_id, "rejected")
+        with anyio.fail_after(10), closing(sqlite3.connect(tmp_path / "broker.db")) as db:
+            while db.execute(HANDED_ON, (hold_id,)).fetchone() is None:
+                await anyio.sleep(0.05)
+    wait = it.collector.named("hold")
+    assert wait.trace_id.hex() == TRACE
+    assert wait.parent_span_id == it.collector.named("tools/call refund", SERVER).span_id
+    assert wait.end_time_unix_nano - wait.start_time_unix_nano > 150_000_000
+    assert facts(wait)["broker.state"] == "rejected"
+    assert it.asked == []
 
 
 async def test_a_refusal_is_an_error_with_its_code_and_a_name_nobody_knows_is_no_name(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ class Entry:
 
     def kept(self, arguments: Mapping[str, Any], canonical: bytes, mac: Mac) -> Kept:
         """What a record keeps of the arguments. canonical: their JSON. mac: `Store.mac`."""
-        if self.redaction.keeps_all(arguments, canonical):
+        if self.redaction.keeps_all(arguments, canonical.decode()):
             return Kept(canonical)
         return self.redaction.kept(arguments, mac)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from asyncio import Event, TimerHandle, Transport
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -43,9 +43,22 @@ ANSWER = "broker.answer"
 # ASGI extension with the bytes that brought the request, when nothing came before or with them that is not its own.
 PIECE = "broker.piece"
 
-Shortcut = Callable[[bytes, Any], "ASGI3Application | int | None"]
-"""What answers the request in these bytes, sent to this address of ours, without its head being read again; how many
-bytes of it are still missing; None: it goes the usual way. See `broker.faces.mcp.shortcut`."""
+
+class Shortcut(Protocol):
+    """A way past the parser for requests whose head is known: see `broker.faces.mcp.shortcut`."""
+
+    def __call__(self, data: bytes, server: Any) -> ASGI3Application | int | None:
+        """What answers the request in these bytes, sent to this address of ours; how many bytes of it are missing;
+        None: it goes the usual way."""
+        ...
+
+    def hold(self, size: int) -> bool:
+        """Count so many bytes that wait for the rest; False when there is no room for them."""
+        ...
+
+    def let_go(self, size: int) -> None:
+        """They wait no longer."""
+        ...
 
 
 class _Unasked(Event):
@@ -73,7 +86,7 @@ class Hangup:
             self.notify()
 
 
-def protocol_class(limits: Limits, shortcut: Shortcut = lambda _data, _server: None) -> type[HttpToolsProtocol]:
+def protocol_class(limits: Limits, shortcut: Shortcut) -> type[HttpToolsProtocol]:
     """The protocol for one server: its connections share one queue of those that nothing is being done for."""
     waiting: dict[Connection, None] = {}  # oldest first
 
@@ -117,12 +130,13 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._held or self._is_at_rest():
-            data, self._held = self._held + data if self._held else data, b""
+            data = self._let_go() + data if self._held else data
             way = self._shortcut(data, self.server)
             if isinstance(way, int):
-                self._hold(data)
-                return
-            if way is not None:
+                if self._shortcut.hold(len(data)):
+                    self._hold(data)
+                    return
+            elif way is not None:
                 self._take(way)
                 return
             self._piece = data
@@ -150,6 +164,11 @@ class Connection(HttpToolsProtocol):
             self._is_due("body_s")
             self._keep_time()
 
+    def _let_go(self) -> bytes:
+        held, self._held = self._held, b""
+        self._shortcut.let_go(len(held))
+        return held
+
     def _take(self, app: ASGI3Application) -> None:
         """Begin a request whose head and body are read already."""
         self._waiting.pop(self, None)
@@ -175,7 +194,7 @@ class Connection(HttpToolsProtocol):
         self._start_asgi_task(cycle, app)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._held = b""
+        self._let_go()
         self._disarm()
         self._waiting.pop(self, None)
         if self._drain_timer is not None:

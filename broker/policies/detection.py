@@ -30,11 +30,12 @@ PATTERNS: Mapping[str, str] = {**_SECRETS, **_PERSONAL}
 
 # What a text of any of these forms has for certain; most texts have none of it, and looking for it is quick.
 _SIGNS = (
-    b"@", b"+", b"eyJ", b"brk_", b"sk-", b"k_live_", b"xox", b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"glpat-",
-    b"AKIA", b"ASIA", b"AIza", b"earer ", b"asic ", b"-----BEGIN",
+    "@", "+", "eyJ", "brk_", "sk-", "k_live_", "xox", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "glpat-",
+    "AKIA", "ASIA", "AIza", "earer ", "asic ", "-----BEGIN",
 )  # fmt: skip
 _COUNTING = bytes.maketrans(b"123456789 -", b"00000000000")  # what numbers are written with
-_NUMBER = b"0" * 11  # card, us_ssn
+_NUMBER = b"0" * 11  # card, us_ssn; then looked at more closely, because a number between two spaces is as long
+_LONG_NUMBER = re.compile(rb"[0-9][0-9 -]{9,}[0-9]")
 _SPELLING = bytes.maketrans(b"BCDEFGHIJKLMNOPQRSTUVWXYZ123456789", b"A" * 25 + b"0" * 9)
 _COUNTRY = b"AA00"  # iban
 
@@ -59,17 +60,18 @@ _CHECKS: Mapping[str, Callable[[str], bool]] = {"card": _is_card, "iban": _is_ib
 
 def scrubbed(text: str) -> str:
     """The text with `[redacted: NAME]` in the place of everything of such a form."""
-    if len(text) < SHORTEST or not is_suspect(text.encode("utf-8", "surrogatepass")):
-        return text
-    return _ANY.sub(_mark, text)
+    return _ANY.sub(_mark, text) if len(text) >= SHORTEST and is_suspect(text) else text
 
 
-def is_suspect(text: bytes) -> bool:
-    """Whether anything of the table can be in this UTF-8 text; False only when nothing is."""
+def is_suspect(text: str) -> bool:
+    """Whether anything of the table can be in this text; False only when nothing is."""
     for sign in _SIGNS:
         if sign in text:
             return True
-    return _NUMBER in text.translate(_COUNTING) or _COUNTRY in text.translate(_SPELLING)
+    plain = text.encode("utf-8", "surrogatepass")
+    if plain.translate(_COUNTING).find(_NUMBER) >= 0 and _LONG_NUMBER.search(plain):
+        return True
+    return plain.translate(_SPELLING).find(_COUNTRY) >= 0
 
 
 def _mark(match: re.Match[str]) -> str:

@@ -96,7 +96,7 @@ class Redaction:
             _put(fields, path.split("."))[""] = mode
         return cls(spec.default, masks, fields)
 
-    def keeps_all(self, arguments: Mapping[str, Any], text: bytes) -> bool:
+    def keeps_all(self, arguments: Mapping[str, Any], text: str) -> bool:
         """Whether these arguments, and `text` is their canonical JSON, are certain to be kept as they are. Most are."""
         return (
             self.mode == "redacted"

@@ -59,6 +59,42 @@ async def test_a_body_that_comes_in_pieces_is_waited_for(cut: int) -> None:
         assert (code, orjson.loads(content)["id"], house.keys.asked) == (200, 4, 1)
 
 
+async def test_what_waits_for_its_rest_counts_as_bytes_in_flight_until_it_is_whole_or_gone() -> None:
+    async with served() as house:
+        free = house.agents.bytes_left
+        async with socket_to(house) as stream:
+            await stream.send(request(house, body(3)))
+            await answered(stream)
+            for number in (4, 5):
+                whole = request(house, body(number))
+                await stream.send(whole[:-5])
+                with anyio.fail_after(5):
+                    while house.agents.bytes_left == free:
+                        await anyio.sleep(0.01)
+                assert house.agents.bytes_left == free - len(whole) + 5
+                if number == 4:
+                    await stream.send(whole[-5:])
+                    await answered(stream)
+                    assert house.agents.bytes_left == free
+        with anyio.fail_after(5):
+            while house.agents.bytes_left != free:
+                await anyio.sleep(0.01)
+
+
+async def test_without_room_for_what_waits_a_request_goes_the_usual_way() -> None:
+    async with served() as house, socket_to(house) as stream:
+        await stream.send(request(house, body(3)))
+        await answered(stream)
+        taken = house.agents.bytes_left - 200
+        house.agents.shortcut.hold(taken)
+        await stream.send(request(house, body(4))[:-5])
+        code, content = await answered(stream)
+        assert code == 503
+        assert b"bytes_in_flight" in content
+        assert house.keys.asked == 2
+        house.agents.shortcut.let_go(taken)
+
+
 async def test_a_body_that_does_not_come_is_waited_for_no_longer_than_any() -> None:
     async with served(limits={"body_s": 0.3}) as house, socket_to(house) as stream:
         await stream.send(request(house, body(3)))

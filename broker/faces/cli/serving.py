@@ -15,7 +15,7 @@ import anyio
 import structlog
 from anyio import to_thread
 
-from broker import __version__, verifier
+from broker import __version__
 from broker.assembly import Broker
 from broker.auth import challenge, local, metadata
 from broker.authserver import console_sign_in, routes, unsafe
@@ -201,6 +201,8 @@ async def _console(broker: Broker) -> AsyncGenerator[Console | None]:
 async def _verify(broker: Broker) -> Verified:
     """Walk through the whole record, in a thread, one walk at a time."""
     path = broker.settings.directory / broker.settings.database
+    from broker import verifier  # when it is asked for: it is none of the way to the first answer
+
     found = await to_thread.run_sync(verifier.verify, path, limiter=_VERIFYING)
     told = f"{found.entries} entries in {count(found.chains, 'chain')}, {found.records} records agree with them."
     if found.fault is not None:

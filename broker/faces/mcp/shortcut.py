@@ -32,7 +32,7 @@ from broker.faces.mcp.request import App, Receive, Request, Scope, Send
 from broker.faces.mcp.strict import JsonLimits, read_message
 from broker.model.principal import fingerprint
 
-MOST = 1024  # heads; of each a few hundred bytes are kept
+MOST = 1024  # heads; of each a few hundred bytes are kept. Whoever sends ever new ones costs others nothing but time
 HEAD_BYTES = 16_384
 BODY_BYTES = 65_536  # larger ones go the usual way, where they are counted as they come
 
@@ -101,6 +101,17 @@ class Shortcut:
         self._heads[sha256(piece[:end]).digest()] = Head(
             request.scope.get("server"), said, length, fingerprint(credential), version, named, request.accepts
         )
+
+    def hold(self, size: int) -> bool:
+        """See faces.connection.Shortcut. What waits counts as bytes in flight."""
+        if size > self._budget.left:
+            return False
+        self._budget.take(size)
+        return True
+
+    def let_go(self, size: int) -> None:
+        """See faces.connection.Shortcut."""
+        self._budget.give(size)
 
     def __call__(self, data: bytes, server: Any) -> App | int | None:
         """What answers this request; how many bytes of it are missing; None when it goes the usual way.

@@ -83,6 +83,8 @@ class Issuer:
         form = dict(parse_qsl((await request.body()).decode()))
         if request.headers.get("authorization", "")[:6] != "Basic ":
             return JSONResponse({"error": "invalid_client"}, 401)
+        if form.get("resource") != RESOURCE:  # at many issuers, the token would then be for userinfo
+            return JSONResponse({"error": "invalid_target"}, 400)
         if form["grant_type"] == "refresh_token":
             self.refreshed += 1
             return JSONResponse({"access_token": self._access(600), "refresh_token": "r2"})

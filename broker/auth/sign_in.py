@@ -68,8 +68,7 @@ class IssuerSignIn:
             "code_challenge": attempt.code_challenge,
             "code_challenge_method": "S256",
         }
-        if self._console.resource:
-            asked["resource"] = self._console.resource
+        asked |= self._for_resource
         where = _endpoint(metadata, "authorization_endpoint")
         return f"{where}{'&' if '?' in where else '?'}{urlencode(asked)}"
 
@@ -84,6 +83,7 @@ class IssuerSignIn:
             "code": answer["code"],
             "redirect_uri": self._callback(host),
             "code_verifier": attempt.verifier,
+            **self._for_resource,
         }
         grant = await self._granted(metadata, form)
         if grant is None:
@@ -96,7 +96,7 @@ class IssuerSignIn:
         """A new grant when the access token has expired; None when there is none to be had. Raises Overloaded."""
         if not grant.refresh_token:
             return None
-        form = {"grant_type": "refresh_token", "refresh_token": grant.refresh_token}
+        form = {"grant_type": "refresh_token", "refresh_token": grant.refresh_token, **self._for_resource}
         new = await self._granted(await self._metadata(), form)
         if new is None:
             return None
@@ -124,6 +124,11 @@ class IssuerSignIn:
         await self._keys.aclose()
 
     # -------------------------------------------------------------------------------------------------------- requests
+
+    @property
+    def _for_resource(self) -> dict[str, str]:
+        """What the token is for (RFC 8707), said in each request: at some issuers, one without is for userinfo only."""
+        return {"resource": self._console.resource} if self._console.resource else {}
 
     def _callback(self, host: str) -> str:
         return as_called(self._base_url(), host) + CALLBACK

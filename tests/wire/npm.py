@@ -16,6 +16,7 @@ PACKAGES = {
     "@modelcontextprotocol/client": "2.4.0",
     "@modelcontextprotocol/conformance": "0.2.0-alpha.12",
     "@anthropic-ai/claude-code": "~2.1.0",
+    "oidc-provider": "9.13.3",
 }
 NODE = "24"  # installed as a package when the one on this machine is older than these clients want
 OLDEST_NODE = 22

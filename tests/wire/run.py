@@ -4,6 +4,7 @@
     TypeScript SDK v1     streamable HTTP, SSE, stdio
     TypeScript SDK v2     the same in the handshake era, and negotiating the newest revision
     Claude Code           `claude mcp list` says Connected, over HTTP with a token and over stdio
+    oidc-provider         an agent's token and a person's sign-in by an identity provider that is not ours
 
 They are installed into `.wire/` (only when something changed) and run with a home of their own, so that nothing of the
 person who runs this is read or written. `make test` does not need npm; this does, and says so when there is none.
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.demo.house import BROKER, House, HouseError, open_house
+from tests.wire import oidc
 from tests.wire.npm import BIN, WIRE, Failed, install
 
 HERE = Path(__file__).parent
@@ -187,6 +189,7 @@ def check_all(bench: Bench) -> None:
         bench.check(name, lambda to=transport: typescript(bench, "sdk_v2.mjs", to, "auto"))
     for transport in ("http", "stdio"):
         bench.check(f"Claude Code, {transport}", lambda to=transport: claude_code(bench, to))
+    bench.check("oidc-provider, a token at /mcp and a sign-in to the console", oidc.check)
 
 
 class Anything(http.server.BaseHTTPRequestHandler):

@@ -14,8 +14,11 @@ from contextlib import suppress
 from typing import Any
 
 import anyio
+import httpx2
 import mcp_types
+from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider
 from mcp.client.client import Client
+from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
@@ -53,7 +56,7 @@ async def calls_all(client: Client, listed: list[mcp_types.Tool]) -> None:
 async def calls_told(client: Client, listed: list[mcp_types.Tool]) -> None:
     """The calls the suite hands over, as far as their tools are there."""
     known = {tool.name for tool in listed}
-    for call in json.loads(os.environ.get("MCP_CONFORMANCE_CONTEXT") or "{}").get("toolCalls", []):
+    for call in context().get("toolCalls", []):
         if call["name"] in known:
             with suppress(MCPError, ValueError, RuntimeError):
                 await client.call_tool(call["name"], call.get("arguments") or {})
@@ -67,6 +70,7 @@ async def echoes(client: Client, listed: list[mcp_types.Tool]) -> None:
 
 SCENARIOS: Mapping[str, Does] = {
     "initialize": lists,
+    "auth/client-credentials-basic": lists,
     "tools_call": calls("add_numbers", a=5, b=3),
     "sse-retry": calls("test_reconnection"),
     "elicitation-sep1034-client-defaults": calls("test_client_elicitation_defaults"),
@@ -108,15 +112,47 @@ def mode(scenario: str) -> Any:
     return "auto" if modern and scenario not in HANDSHAKE_ONLY else "legacy"
 
 
-async def play(scenario: str, url: str) -> None:
+class Kept:
+    """What a client of OAuth keeps."""
+
+    def __init__(self) -> None:
+        self.tokens: Any = None
+        self.client: Any = None
+
+    async def get_tokens(self) -> Any:
+        return self.tokens
+
+    async def set_tokens(self, tokens: Any) -> None:
+        self.tokens = tokens
+
+    async def get_client_info(self) -> Any:
+        return self.client
+
+    async def set_client_info(self, client_info: Any) -> None:
+        self.client = client_info
+
+
+def context() -> dict[str, Any]:
+    """What the suite hands over besides the scenario's name."""
+    return json.loads(os.environ.get("MCP_CONFORMANCE_CONTEXT") or "{}")
+
+
+async def play(scenario: str, url: str, *, signs_in: bool = True) -> None:
+    """signs_in: by itself, where the scenario is about that."""
+    told, auth = context(), None
+    if signs_in and scenario.startswith("auth/"):
+        auth = ClientCredentialsOAuthProvider(url, Kept(), told["client_id"], told["client_secret"])
     with anyio.fail_after(CALL_S):
-        async with Client(
-            url,
-            mode=mode(scenario),
-            elicitation_callback=elicited,
-            sampling_callback=sampled,
-            list_roots_callback=rooted,
-        ) as client:
+        async with (
+            httpx2.AsyncClient(auth=auth, timeout=CALL_S) as http,
+            Client(
+                streamable_http_client(url, http_client=http),
+                mode=mode(scenario),
+                elicitation_callback=elicited,
+                sampling_callback=sampled,
+                list_roots_callback=rooted,
+            ) as client,
+        ):
             listed = (await client.list_tools()).tools
             await SCENARIOS[scenario](client, listed)
 

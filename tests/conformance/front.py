@@ -5,9 +5,10 @@ names, no policy, and an open listener, because the suite sends no credential.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from examples.demo.house import environment_of, free_port, serve
 from tests.conformance.tasks import OWN_TASKS
@@ -39,14 +40,19 @@ owner: tests
 
 
 @contextmanager
-def broker_before(url: str, directory: Path, *, own_tasks: bool = False) -> Generator[str]:
+def broker_before(
+    url: str, directory: Path, *, own_tasks: bool = False, credential: Mapping[str, Any] | None = None
+) -> Generator[str]:
     """A broker in a process of its own before the server at this URL; gives its own. Raises HouseError.
 
     own_tasks: it makes tasks of the slow tools itself, where it otherwise passes on those of the server.
+    credential: how it identifies itself there, as in a manifest.
     """
     manifests = directory / "tool_manifests"
     manifests.mkdir(parents=True)
     documents = MANIFESTS.replace("URL", json.dumps(url)) + (f"tools:\n{OWN_TASKS}\n" if own_tasks else "")
+    if credential is not None:
+        documents = documents.replace("  timeout:", f"  credential: {json.dumps(credential)}\n  timeout:", 1)
     (manifests / "everything.yaml").write_text(documents, "utf-8")
     port = free_port()
     (directory / "broker.yaml").write_text(SETTINGS.format(port=port, agent=AGENT), "utf-8")

@@ -449,7 +449,10 @@ async def test_a_child_that_dies_in_a_call_is_started_again_once(tmp_path: Path)
             await ask(backend, remote("exit"))
         await where.until(lambda: backend.health.state == "down")
         assert "stopped: the disk is on fire" in backend.health.detail
-    assert log_of(tmp_path).count("start") == 2
+    log = log_of(tmp_path)
+    assert log.count("start") == 2
+    begun = [log[place + 1] for place, line in enumerate(log) if line == "start"]
+    assert begun == ["server/discover", "initialize"]  # its era is known the second time
 
 
 async def test_a_crash_loop_is_slowed_down(tmp_path: Path) -> None:

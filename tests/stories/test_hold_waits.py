@@ -36,7 +36,7 @@ async def test_a_client_that_waits_hears_of_the_hold_and_then_how_it_ended(
 ) -> None:
     heard, told = anyio.Event(), list[str]()
 
-    async def step(_progress: float, _total: float | None, message: str | None) -> None:
+    async def step(progress: float, total: float | None, message: str | None) -> None:
         told.append(str(message))
         heard.set()
 

@@ -224,8 +224,8 @@ class NotifyTo(_Section):
         description="Where to: https, or http on loopback; apprise's own URLs (`slack://…`) as a reference.",
     )
     secret: str = Field(default="", description="Signs a webhook: at least 24 bytes, or `whsec_…`; a reference.")
-    events: list[Literal["held", "decided", "escalated", "expired", "withdrawn"]] = Field(
-        default=["held", "escalated"], min_length=1, description="What it is told."
+    events: list[Literal["held", "decided", "escalated", "expiring", "expired", "withdrawn"]] = Field(
+        default=["held", "escalated", "expiring"], min_length=1, description="What it is told."
     )
     arguments: bool = Field(
         default=False, description="Whether it is told the arguments that the record keeps in clear."

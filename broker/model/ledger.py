@@ -64,6 +64,8 @@ KINDS: Mapping[str, str] = {
     "review": "a person approved, rejected or withdrew a held call",
     "grant": "a standing grant was proposed, confirmed, rejected or revoked",
     "review_refused": "a person may not decide, and tried to",
+    "escalation": "a held call waits still, and others may decide now, too",
+    "expiring": "a held call waits still, and its time is nearly over",
     "expiry": "nobody decided in time",
     "withdrawal": "the broker withdrew a held call: what was asked for is no longer what would be done",
     "claim": "an approved call is about to be sent",

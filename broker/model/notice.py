@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-What = Literal["held", "decided", "escalated", "expired", "withdrawn"]
+What = Literal["held", "decided", "escalated", "expiring", "expired", "withdrawn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Notice:
         words = {
             "held": "waits for a decision",
             "escalated": "still waits, and is now for others too",
+            "expiring": "still waits, and its time is nearly over",
             "expired": "expired: nobody decided",
             "withdrawn": "was withdrawn",
             "decided": f"was {facts.get('decision', 'decided')} by {facts.get('reviewer', 'somebody')}",

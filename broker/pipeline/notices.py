@@ -32,6 +32,7 @@ KINDS: Mapping[str, What] = {
     "held": "held",
     "review": "decided",
     "escalation": "escalated",
+    "expiring": "expiring",
     "expiry": "expired",
     "withdrawal": "withdrawn",
 }

@@ -20,13 +20,17 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from broker import assembly
 from broker.errors import SettingsError
 from broker.notifiers.webhook import key_of
 from broker.pipeline import notices
 from broker.settings import NotifyTo
+from broker.verifier import verify
 from tests.downstream import answering
 from tests.premises import House, house_with
 from tests.stories.test_call import TOOLS
+from tests.stories.test_console import browsing, sign_in
+from tests.world import until_state
 
 pytestmark = pytest.mark.anyio
 
@@ -102,6 +106,48 @@ async def test_a_held_call_and_its_decision_are_told_signed_and_recorded(tmp_pat
             while len(await noted(house, "notified")) < 2:
                 await anyio.sleep(0.05)
         assert [one["notice"] for one in await noted(house, "notified")] == [held["id"], decided["id"]]
+
+
+async def test_who_else_may_decide_and_that_time_is_nearly_over_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assembly, "SWEEP_EVERY_S", 0.05)
+    hours = "hold, expires: 3s, escalate: {after: 500ms, reviewers: {groups: [board]}}, "
+    receiver = Receiver()
+    async with answering(receiver) as (url, _):
+        to = {"name": "desk", "url": url, "secret": SECRET}
+        async with house_with(tmp_path, TOOLS.replace("hold, ", hours), notify=[to]) as house:
+            house.person("rita")
+            await anyio.sleep(0.3)
+            hold_id = await house.held()
+            told = await receiver.until(3)
+            assert [one["type"] for one in told] == ["hold.held", "hold.escalated", "hold.expiring"]
+            assert {one["data"]["state"] for one in told} == {"held"}
+            link = told[1]["data"]["link"]
+            async with browsing(house) as http:  # the link opens the hold, through signing in
+                page = await sign_in(http, house, "rita", link.removeprefix(house.url))
+                assert (str(page.url), "Approve: run note_write now" in page.text) == (link, True)
+            await until_state(house.broker, hold_id, "expired")
+            await anyio.sleep(0.3)
+    assert len(receiver.got) == 3
+    assert verify(tmp_path / "broker.db").fault is None
+
+
+async def test_what_was_decided_in_time_is_not_said_to_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assembly, "SWEEP_EVERY_S", 0.05)
+    receiver = Receiver()
+    rule = TOOLS.replace("hold, ", "hold, expires: 1s, escalate: {after: 300ms, reviewers: {groups: [board]}}, ")
+    async with answering(receiver) as (url, _):
+        to = {"name": "desk", "url": url, "secret": SECRET}
+        async with house_with(tmp_path, rule, notify=[to]) as house:
+            house.person("rita")
+            await anyio.sleep(0.3)
+            hold_id = await house.held()
+            await house.post(f"/api/holds/{hold_id}/deny", "rita", {"reason": "no"})
+            await receiver.until(1)
+            await anyio.sleep(1.2)
+            assert [one["type"] for one in receiver.got] == ["hold.held"]
+            assert await noted(house, "escalation") == await noted(house, "expiring") == []
 
 
 async def test_arguments_are_told_only_where_it_is_declared(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ SEEN = 16
 RESERVED = frozenset(
     {"chain", "chain_end", "chain_died", "intent", "held", "denied", "attached", "outcome", "review", "claim", "expiry",
      "recovery", "withdrawal", "collected", "replayed", "payloads_deleted", "payload_read", "erasure", "outage",
-     "grant"}
+     "grant", "escalation", "expiring"}
 )  # fmt: skip
 
 _APPEND = "insert into entry (chain, seq, at_ms, kind, call_id, body, prev, hash) values (?, ?, ?, ?, ?, ?, ?, ?)"

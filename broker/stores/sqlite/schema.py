@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sqlite_utils import Database, Migrations
 
-from broker.stores.sqlite import digest, grant, spent
+from broker.stores.sqlite import digest, grant, reminder, spent
 from broker.stores.sqlite.follow import TABLES as FOLLOWERS
 
 MIGRATIONS = Migrations("store")
@@ -284,3 +284,8 @@ def earlier_decisions(database: Database) -> None:
 @MIGRATIONS()
 def digest_of_persons(database: Database) -> None:
     digest.add_persons(database.conn)
+
+
+@MIGRATIONS()
+def reminders(database: Database) -> None:
+    database.conn.execute(reminder.TABLE)

@@ -38,6 +38,7 @@ from broker.stores.sqlite import (
     queries,
     questions,
     queue,
+    reminder,
     spent,
     statistics,
     sweep,
@@ -180,6 +181,8 @@ class SqliteStore:
             expired += some
             if len(some) < sweep.CHUNK:
                 break
+        for call_id, kind in await self._read(lambda db: reminder.due(db, now_ms, sweep.CHUNK)):
+            await self.writer.run(reminder.say, (call_id, kind, now_ms))
         while True:
             found, freed = await self.writer.run(sweep.recover, (now_ms, sweep.CHUNK))
             lost += found

@@ -10,7 +10,7 @@ from pathlib import Path
 from broker.model import task
 from broker.model.invocation import Invocation
 from broker.model.quota import QuotaKind
-from broker.stores.sqlite import idempotency, outcome, quota, rate, spent
+from broker.stores.sqlite import idempotency, outcome, quota, rate, reminder, spent
 from broker.stores.sqlite.ledger import heads
 from broker.stores.sqlite.liveness import is_dead
 from broker.stores.sqlite.schema import IDLE_AT
@@ -86,7 +86,7 @@ def tidy(tx: Transaction, now_ms: int) -> int:
     ).rowcount
     if results:
         tx.ledger.append("payloads_deleted", "", now_ms, {"part": "result", "rows": results})
-    return keys + results + spent.tidy(tx.db, now_ms, CHUNK) + _tidy_counters(tx, now_ms)
+    return keys + results + spent.tidy(tx.db, now_ms, CHUNK) + reminder.tidy(tx.db, CHUNK) + _tidy_counters(tx, now_ms)
 
 
 def _tidy_counters(tx: Transaction, now_ms: int) -> int:

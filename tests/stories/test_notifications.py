@@ -108,18 +108,24 @@ async def test_a_held_call_and_its_decision_are_told_signed_and_recorded(tmp_pat
         assert [one["notice"] for one in await noted(house, "notified")] == [held["id"], decided["id"]]
 
 
+ESCALATING = TOOLS.replace("hold, ", "hold, expires: 4h, escalate: {after: 1h, reviewers: {groups: [board]}}, ")
+
+
 async def test_who_else_may_decide_and_that_time_is_nearly_over_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(assembly, "SWEEP_EVERY_S", 0.05)
-    hours = "hold, expires: 3s, escalate: {after: 500ms, reviewers: {groups: [board]}}, "
-    receiver = Receiver()
+    receiver, testing = Receiver(), {"clock_file": "now"}
     async with answering(receiver) as (url, _):
         to = {"name": "desk", "url": url, "secret": SECRET}
-        async with house_with(tmp_path, TOOLS.replace("hold, ", hours), notify=[to]) as house:
+        async with house_with(tmp_path, ESCALATING, notify=[to], testing=testing) as house:
             house.person("rita")
             await anyio.sleep(0.3)
             hold_id = await house.held()
+            await receiver.until(1)
+            (tmp_path / "now").write_text("+3600")
+            await receiver.until(2)
+            (tmp_path / "now").write_text(f"+{4 * 3600 - 47 * 60}")  # the last fifth of four hours
             told = await receiver.until(3)
             assert [one["type"] for one in told] == ["hold.held", "hold.escalated", "hold.expiring"]
             assert {one["data"]["state"] for one in told} == {"held"}
@@ -127,6 +133,7 @@ async def test_who_else_may_decide_and_that_time_is_nearly_over_is_told_once(
             async with browsing(house) as http:  # the link opens the hold, through signing in
                 page = await sign_in(http, house, "rita", link.removeprefix(house.url))
                 assert (str(page.url), "Approve: run note_write now" in page.text) == (link, True)
+            (tmp_path / "now").write_text("+14400")
             await until_state(house.broker, hold_id, "expired")
             await anyio.sleep(0.3)
     assert len(receiver.got) == 3
@@ -135,17 +142,17 @@ async def test_who_else_may_decide_and_that_time_is_nearly_over_is_told_once(
 
 async def test_what_was_decided_in_time_is_not_said_to_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assembly, "SWEEP_EVERY_S", 0.05)
-    receiver = Receiver()
-    rule = TOOLS.replace("hold, ", "hold, expires: 1s, escalate: {after: 300ms, reviewers: {groups: [board]}}, ")
+    receiver, testing = Receiver(), {"clock_file": "now"}
     async with answering(receiver) as (url, _):
         to = {"name": "desk", "url": url, "secret": SECRET}
-        async with house_with(tmp_path, rule, notify=[to]) as house:
+        async with house_with(tmp_path, ESCALATING, notify=[to], testing=testing) as house:
             house.person("rita")
             await anyio.sleep(0.3)
             hold_id = await house.held()
             await house.post(f"/api/holds/{hold_id}/deny", "rita", {"reason": "no"})
             await receiver.until(1)
-            await anyio.sleep(1.2)
+            (tmp_path / "now").write_text("+14000")
+            await anyio.sleep(0.5)
             assert [one["type"] for one in receiver.got] == ["hold.held"]
             assert await noted(house, "escalation") == await noted(house, "expiring") == []
 

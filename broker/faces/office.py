@@ -39,7 +39,7 @@ from broker.model.quota import QuotaState
 from broker.model.sketch import Sketch
 from broker.pipeline.desk import Desk
 from broker.pipeline.editing import changed
-from broker.pipeline.granting import Bounds, Grants, Whose
+from broker.pipeline.granting import Bounds, Grants, whose
 from broker.pipeline.reviewers import names
 from broker.ports import Backend, Clock, Directory, QueueCount, Store
 from broker.settings import Settings
@@ -338,12 +338,10 @@ class Office:
     async def draft_grant(
         self, who: Principal, *, agent: str, user: str, issuer: str, bounds: Bounds, **more: Any
     ) -> Grant:
-        """A grant that no held call stands behind, for an agent of his tenant. more: as `Grants.draft`, which says what
-        it raises."""
-        client = await to_thread.run_sync(self.directory.client, agent)
-        owner = client.owner if client is not None and client.tenant == who.tenant else ""
-        persons = tuple(sorted(Principal(agent, user=user, owner=owner).persons))
-        return await self.granting.draft(who, Whose(who.tenant, agent, issuer, user, persons), bounds, **more)
+        """A grant that no held call stands behind, for an agent of his tenant. issuer "": his own vouches for it. more:
+        as `Grants.draft`, which says what it raises."""
+        named = await to_thread.run_sync(whose, self.directory, who.tenant, agent, issuer or who.issuer, user)
+        return await self.granting.draft(who, named, bounds, **more)
 
     async def decide_grant(
         self, who: Principal, grant_id: str, *, decision: GrantDecision, reason: str, via: str

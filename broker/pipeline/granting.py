@@ -29,7 +29,7 @@ from broker.pipeline.reviewers import lacks, name_of, voter
 from broker.policies.amount import micro
 from broker.policies.expression import Expression, facts
 from broker.policies.rule import Verdict
-from broker.ports import Clock, Store
+from broker.ports import Clock, Directory, Store
 
 MOST_CALLS = 100_000
 LONGEST_MS = 366 * 86_400_000
@@ -47,6 +47,18 @@ class Whose:
     issuer: str
     user: str
     persons: tuple[str, ...]
+
+
+def whose(directory: Directory, tenant: str, agent: str, issuer: str, user: str) -> Whose:
+    """Calls of this agent, and who answers for it here: the owners of its registration and of its keys have no say, nor
+    has anybody such a key stands for. Blocks on the disk."""
+    client = directory.client(agent)
+    owners = {client.owner} if client is not None and client.tenant == tenant else set[str]()
+    for key in directory.api_keys():
+        if key.tenant == tenant and person(key.agent) == person(agent):
+            owners |= {key.owner, key.user}
+    persons = Principal(agent, user=user).persons | {person(name) for name in owners if name}
+    return Whose(tenant, agent, issuer, user, tuple(sorted(persons)))
 
 
 @dataclass(frozen=True, slots=True)

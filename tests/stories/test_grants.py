@@ -10,14 +10,22 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio import to_thread
 
 from broker.assembly import Broker
 from broker.errors import Conflict, Forbidden, Held, InvalidArguments
+from broker.model.directory import ApiKey, Client
 from broker.model.grant import Grant
 from broker.model.principal import Principal
 from broker.pipeline.granting import Bounds, Whose
+from broker.pipeline.granting import whose as find_whose
 from broker.verifier import verify
+from tests.command import Said
+from tests.command import broker as command
+from tests.premises import house_with
 from tests.records import HOUR
+from tests.stories.test_api import fits
+from tests.stories.test_cli_remote import login
 from tests.world import agent, perform, records, reviewer, settings_in
 
 caller = agent(scopes=["work"], user="ann", issuer="settings")
@@ -262,3 +270,53 @@ async def test_a_grant_for_whomever_an_agent_acts_for_is_not_for_those_who_agree
         for name, runs in (("ann", True), ("RITA", False), ("raul", False), ("ruth", True)):
             caller = agent(scopes=["work"], user=name, issuer="settings")
             assert ((await pay(broker, 20.0, caller)) == "paid") == runs, name
+
+
+@pytest.mark.anyio
+async def test_who_answers_for_an_agent_has_no_say_in_its_grants(tmp_path: Path) -> None:
+    async with house(tmp_path) as broker:
+        broker.directory.add_client(Client("bot", owner="Olga"))
+        broker.directory.add_api_key(ApiKey("Bot", "key-1", owner="karl", user="kim"))
+        broker.directory.add_api_key(ApiKey("bot", "key-2", owner="else", tenant="other"))
+        calls = find_whose(broker.directory, "", "bot", "settings", "ann")
+        assert calls.persons == ("ann", "bot", "karl", "kim", "olga")
+
+
+@pytest.mark.anyio
+async def test_every_face_proposes_confirms_and_ends_grants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / ".config"))
+    async with house_with(tmp_path, TOOLS % "", stdio=STDIO) as house:
+        for name in ("rita", "raul"):
+            house.person(name)
+        body = {
+            "tool": "pay", "rule": "money/ask", "agent": "bot", "user": "ann", "issuer": "settings", "count": 5,
+            "until_ms": house.broker.clock.now_ms() + HOUR,
+        }  # fmt: skip
+        made = await house.post("/api/grants", "raul", body)
+        assert fits("Grant", made.json()), made.text
+        assert (made.json()["state"], made.json()["may_decide"]) == ("proposed", False)
+        grant_id = made.json()["grant_id"]
+        await login(house, tmp_path, monkeypatch)  # as rita
+        there = ["--broker", house.url]
+
+        async def grants(*words: str) -> Said:
+            return await to_thread.run_sync(lambda: command("grants", *words, cwd=tmp_path))
+
+        assert grant_id in (await grants("list", *there)).out
+        confirmed = await grants("approve", grant_id, *there)
+        assert (confirmed.code, confirmed.out.split(":")[0]) == (0, "Active"), confirmed.err
+        assert await pay(house.broker, 5) == "paid"
+        no_reason = await grants("revoke", grant_id, *there)
+        assert (no_reason.code, "needs a reason" in no_reason.err) == (1, True)
+        assert (await grants("revoke", grant_id, "--reason", "over", *there)).code == 0
+        held = (await pay(house.broker, 6)).removeprefix("held ")
+        like = ["--count", "2", "--for", "1h"]
+        from_hold = await grants("propose", held, *like, "--json", *there)
+        assert (from_hold.json["from_hold"], from_hold.json["user"]) == (held, "ann"), from_hold.err
+        named = ["--tool", "pay", "--rule", "money/ask", "--agent", "bot", "--any-user"]
+        here = await grants("propose", *named, *like, "--json")
+        assert (here.json["user"], here.json["issuer"]) == ("", "http://127.0.0.1:0"), here.err  # as its settings say
+        there_too = await grants("propose", *named, *like, "--json", *there)
+        assert (there_too.json["user"], there_too.json["issuer"]) == ("", house.url), there_too.err
+        neither = await grants("propose", "--tool", "pay", *like)
+        assert (neither.code, "--agent" in neither.err) == (2, True)

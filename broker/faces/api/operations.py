@@ -17,9 +17,11 @@ from broker.faces.words import as_document, timeline
 from broker.model.grant import Grant, GrantDecision
 from broker.model.invocation import Invocation, InvocationQuery, State
 from broker.model.question import CONDITION, FIRST, MOST_CONDITIONS, By, Condition, Sort
+from broker.pipeline.granting import Bounds
 
 MOST = 500
 LIST = 50
+ANY_USER = "*"
 STATES: tuple[str, ...] = get_args(State)
 
 
@@ -73,6 +75,16 @@ async def list_grants(asked: Asked) -> Any:
 async def propose_grant(asked: Asked) -> Any:
     bounds = {name: asked.body[name] for name in _BOUNDS if name in asked.body}
     return _grant(asked, await asked.office.propose_grant(asked.who, asked.path["id"], via="api", **bounds))
+
+
+async def draft_grant(asked: Asked) -> Any:
+    given: dict[str, Any] = {"issuer": "", "reason": "", **asked.body}
+    bounds = Bounds(**{name: given.pop(name) for name in _MEASURES if name in given})
+    user = given.pop("user")
+    made = await asked.office.draft_grant(
+        asked.who, bounds=bounds, user="" if user == ANY_USER else user, via="api", **given
+    )
+    return _grant(asked, made)
 
 
 async def approve_grant(asked: Asked) -> Any:
@@ -242,6 +254,15 @@ _BOUNDS: Schemas = {
     "any_user": {"type": "boolean", "description": "For whoever the agent acts for, not this user alone."},
     "reason": {"type": "string", "maxLength": 1000},
 }
+_SUBJECT: Schemas = {
+    "tool": {**_TEXT, "minLength": 1},
+    "agent": {**_TEXT, "minLength": 1},
+    "user": {**_TEXT, "minLength": 1, "description": f"Whose calls; `{ANY_USER}`: whoever the agent acts for."},
+    "rule": {**_TEXT, "minLength": 1, "description": "Which rule is not to hold them: `policy/id`."},
+    "issuer": {**_TEXT, "description": "Who vouches for the agent; absent: who vouches for you."},
+}
+_MEASURES = ("when", "count", "until_ms", "amount", "total")
+_NEW_GRANT: Schemas = {**_SUBJECT, **{name: _BOUNDS[name] for name in (*_MEASURES, "reason")}}
 _DAYS: Schemas = {"days": {"type": "integer", "minimum": 1, "maximum": 366, "default": 30}}
 _CALLED: Schemas = {
     "tool": {"type": "string", "minLength": 1, "maxLength": 128, "description": "Its name, as /api/catalog has it."},
@@ -294,6 +315,13 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET", "/api/grants", "listGrants", "Standing grants you may see; with `ended` those that ended, too.",
         list_grants, "Grants", parameters={"ended": {"type": "boolean"}},
         leads_to=dict.fromkeys(("approveGrant", "rejectGrant", "revokeGrant"), "/items/0/grant_id"),
+    ),
+    Operation(
+        "POST", "/api/grants", "draftGrant", "Propose a standing grant for calls of a tool by an agent.",
+        draft_grant, "Grant", body=_NEW_GRANT,
+        required=("tool", "rule", "agent", "user", "count", "until_ms"),
+        codes=("forbidden", "invalid_arguments"),
+        leads_to=dict.fromkeys(("approveGrant", "rejectGrant", "revokeGrant"), "/grant_id"),
     ),
     Operation(
         "POST", "/api/grants/{id}/approve", "approveGrant", "Confirm a proposed grant, as another person.",

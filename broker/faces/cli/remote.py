@@ -22,6 +22,7 @@ from broker.errors import Refusal, Unauthenticated, Unavailable
 from broker.faces.cli import logins, sign_in
 from broker.faces.cli.logins import Login
 from broker.faces.deciding import Counts, OfAsked, OfPerson, OfRule, Stats
+from broker.model.grant import Grant, GrantDecision
 from broker.model.hold import Approval, Hold, Preview
 from broker.model.invocation import Invocation, InvocationQuery
 from broker.model.question import By, Group
@@ -58,7 +59,9 @@ class Api:
     async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         found = await self._ask("POST", path, body=body)
         if found is None:
-            raise Told({"message": f"There is no such hold at {self._broker}, or not for you.", "code": "unknown_hold"})
+            raise Told(
+                {"message": f"There is no such thing at {self._broker}, or not for you.", "code": "unknown_hold"}
+            )
         return found
 
     async def _ask(
@@ -225,6 +228,15 @@ def _made(kind: Any, document: Mapping[str, Any]) -> Any:
         raise Unavailable("The broker answered in a form this version does not know.") from error
 
 
+def _grant(document: Mapping[str, Any]) -> Grant:
+    return replace(_made(Grant, document), approvals=tuple(_made(Approval, one) for one in document["approvals"]))
+
+
+def _given(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what was not said."""
+    return {name: value for name, value in body.items() if value not in ("", None)}
+
+
 def _counted(kind: Any, documents: Any) -> Any:
     return tuple(replace(_made(kind, one), counts=_made(Counts, one["counts"])) for one in documents)
 
@@ -241,6 +253,23 @@ class Remote:
     api: Api
     store: RemoteStore
     clock: Clock
+
+    async def grants(self, *, ended: bool) -> list[Grant]:
+        found = await self.api.get("/grants", {"ended": "true"} if ended else {}) or {}
+        return [_grant(one) for one in found.get("items", ())]
+
+    async def propose_grant(self, call_id: str, bounds: Mapping[str, Any], *, any_user: bool) -> Grant:
+        """Raises Told, as `decide`."""
+        path = f"/holds/{quote(call_id, safe='')}/grant"
+        return _grant(await self.api.post(path, _given({**bounds, "any_user": any_user})))
+
+    async def draft_grant(self, named: Mapping[str, str], bounds: Mapping[str, Any]) -> Grant:
+        """Raises Told, as `decide`."""
+        return _grant(await self.api.post("/grants", _given({**named, "user": named["user"] or "*", **bounds})))
+
+    async def decide_grant(self, grant_id: str, decision: GrantDecision, reason: str) -> Grant:
+        """Raises Told, as `decide`."""
+        return _grant(await self.api.post(f"/grants/{quote(grant_id, safe='')}/{decision}", {"reason": reason}))
 
     async def stats(self, days: int) -> Stats:
         """Raises Told for who may not see it."""

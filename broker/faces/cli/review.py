@@ -73,7 +73,7 @@ def approve(
       broker approve 1c2b3a49 --reason "checked with the customer"
       broker approve 1c2b3a49 --set amount=40
     """
-    _not_both(broker, reviewer)
+    not_both(broker, reviewer)
     if broker:
         house.run(_decide_there, broker, hold, True, reason, wait, as_json, changes)
     else:
@@ -94,14 +94,15 @@ def deny(
     Example:
       broker deny 1c2b3a49 --reason "wrong customer"
     """
-    _not_both(broker, reviewer)
+    not_both(broker, reviewer)
     if broker:
         house.run(_decide_there, broker, hold, False, reason, 0.0, as_json)
     else:
         house.run(_decide, config, hold, False, reason, reviewer, password_stdin, 0.0, as_json)
 
 
-def _not_both(broker: str, reviewer: str) -> None:
+def not_both(broker: str, reviewer: str) -> None:
+    """Raises BadParameter."""
     if broker and reviewer:
         raise typer.BadParameter("at a remote broker you are who `broker login` signed in", param_hint="--reviewer")
 

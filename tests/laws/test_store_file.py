@@ -130,11 +130,11 @@ async def test_results_are_deleted_some_time_after_they_were_collected(
             await store.admit(call)
             await run_held(store, call.call_id)
         await store.collect(collected.call_id, collected.principal_key, NOW + 9)
-        await store.sweep(NOW + HOUR)
+        await store.sweep(NOW + 2 * HOUR)  # an hour after its hold would have expired
         kept = await store.collect(collected.call_id, collected.principal_key, NOW + HOUR)
         assert kept is not None
         assert kept.result
-        await store.sweep(NOW + HOUR + 10)
+        await store.sweep(NOW + 2 * HOUR + 10)
         gone = await store.collect(collected.call_id, collected.principal_key, NOW + HOUR)
         assert gone is not None
         assert gone.result == b""

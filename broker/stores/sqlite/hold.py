@@ -267,9 +267,6 @@ def edit(tx: Transaction, edit: Edit) -> Invocation:
     approvals = _with((), review)
     bound = bound_of(edit.bound, edit.policy, edit.sketch_digest, None, review.reviewer)
     change = {"charges": later, "bound": bound, "votes": [asdict(one) for one in approvals]}
-    tx.db.execute(
-        "update invocation set arguments_digest = ? where call_id = ?", (edit.arguments_digest, review.call_id)
-    )
     _keep_sealed(tx, review.call_id, "arguments", edit.arguments)
     _keep_sealed(tx, review.call_id, "sketch", edit.sketch)
     _keep_sealed(tx, review.call_id, "changes", edit.changes)

@@ -42,7 +42,18 @@ class Transaction:
 
 # The columns of an invocation that change after its first row, beside its state and the time.
 _CHANGING = frozenset(
-    {"writer", "code", "stage", "message", "effect", "backend_status", "result_digest", "result_bytes", "laps_us"}
+    {
+        "arguments_digest",
+        "writer",
+        "code",
+        "stage",
+        "message",
+        "effect",
+        "backend_status",
+        "result_digest",
+        "result_bytes",
+        "laps_us",
+    }
 )
 
 

@@ -27,7 +27,6 @@ from broker.checkpoint import Checkpointer
 from broker.clock import clock_of
 from broker.errors import Problem, RecordUnavailable, SettingsError
 from broker.model.invocation import Invocation
-from broker.model.ledger import Retention
 from broker.notifiers import NOTIFIERS
 from broker.pipeline.call import Pipeline
 from broker.pipeline.desk import Desk
@@ -38,11 +37,11 @@ from broker.pipeline.waits import tell_waits
 from broker.ports import Backend, BackendKind, Clock, Directory, Notifier, Secrets, Store, Watch
 from broker.reconciler import Reconciler
 from broker.secrets import Secrets as FileSecrets
-from broker.settings import RetentionSettings, Settings
+from broker.settings import Settings
 from broker.stores import STORES
+from broker.stores.retention import retention
 
 SWEEP_EVERY_S = 5.0
-DAY_MS = 86_400_000
 STEP_EVERY_S = 2.0
 STEP_PAUSE_S = 0.01  # leaves most of the time to the calls
 
@@ -270,17 +269,9 @@ async def _open_stores(settings: Settings, clock: Clock, stack: AsyncExitStack) 
         clock=clock,
         open_per_agent=settings.hold.open_per_agent,
         key=settings.record.key_bytes,
-        retention=_retention(settings.record.retention),
+        retention=retention(settings.record.retention),
     )
     stack.push_async_callback(store.aclose)
     directory = await anyio.to_thread.run_sync(lambda: SqliteDirectory.open(path, clock=clock))
     stack.callback(directory.close)
     return store, directory
-
-
-def _retention(given: RetentionSettings) -> Retention:
-    return Retention(
-        arguments_ms=int(given.arguments_days * DAY_MS),
-        sealed_ms=int(given.sealed_days * DAY_MS),
-        budget_bytes=given.budget_bytes,
-    )

@@ -178,6 +178,9 @@ class RetentionSettings(_Section):
 
     arguments_days: float = Field(default=0, ge=0, description="Arguments in clear, in days; 0: for ever.")
     sealed_days: float = Field(default=0, ge=0, description="Sealed arguments, in days; 0: for ever.")
+    results_days: float = Field(
+        default=30, gt=0, le=3650, description="Results of held calls that nobody collects, in days."
+    )
     budget_bytes: int = Field(
         default=0, ge=0, description="Largest sum of arguments kept; beyond it the oldest go. 0: no bound."
     )

@@ -34,11 +34,18 @@ Subject = Literal["user", "agent", "tenant"]
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long payloads are kept; 0: for ever. budget_bytes: of all arguments, the oldest go first; 0: no bound."""
+    """How long payloads are kept; 0: for ever. budget_bytes: of all arguments, the oldest go first; 0: no bound.
+    results_ms: of held calls, results that nobody collected."""
 
     arguments_ms: int = 0
     sealed_ms: int = 0
     budget_bytes: int = 0
+    results_ms: int = 30 * 86_400_000
+
+    @property
+    def deletes(self) -> bool:
+        """Whether so much goes that the file should become smaller."""
+        return bool(self.arguments_ms or self.sealed_ms or self.budget_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,9 +78,9 @@ def test_a_list_of_buckets_comes_in_pages_without_a_gap_or_a_repetition(tx: Tran
 
 def test_a_sweep_takes_a_bounded_part_and_in_the_end_all_that_is_over(tx: Transaction) -> None:
     fill(tx)
-    assert sweep.tidy(tx, NOW + MINUTE) == 0
+    assert sweep.tidy(tx, (NOW + MINUTE, WEEK)) == 0
     rounds = 0
-    while gone := sweep.tidy(tx, NOW + WEEK + WEEK):
+    while gone := sweep.tidy(tx, (NOW + WEEK + WEEK, WEEK)):
         assert gone <= 3 * sweep.CHUNK
         rounds += 1
     assert rounds >= BUCKETS // 5 // sweep.CHUNK

@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
+import anyio
 import orjson
 import pytest
 
+from broker.model.hold import Edit, Review
 from broker.model.invocation import Intent
 from broker.model.ledger import Retention
 from broker.policies.record import RecordSpec, Redaction
@@ -102,6 +104,72 @@ async def test_beyond_the_budget_the_oldest_go_first(tmp_path: Path, clock: Hand
         assert (oldest.kept, newest.kept["open"]) == (None, "clear-19")
     assert {one["why"] for one in said(tmp_path, "payloads_deleted")} == {"budget"}
     assert both_verify(tmp_path) == 40 - left["kept"] - left["full"]
+
+
+@pytest.mark.anyio
+async def test_a_file_becomes_smaller_by_what_was_deleted_while_calls_go_on(tmp_path: Path, clock: HandClock) -> None:
+    database = tmp_path / "broker.db"
+    async with keeping(tmp_path, clock, arguments_ms=10 * DAY) as store:
+        for number in range(60):
+            await call(store, number, kept=b"{%s}" % (b'"x":"%s"' % (b"y" * 60_000)))
+        most = size(database)
+        assert most > 3_000_000
+        clock.at_ms = NOW + 200 * DAY
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.sweep, clock.at_ms)
+            for number in range(100, 120):
+                await call(store, number)
+        while (before := size(database)) > 1_900_000:
+            await store.sweep(clock.at_ms)
+            assert size(database) < before, "each sweep gives some back"
+    assert both_verify(tmp_path) >= 60
+
+
+def size(database: Path) -> int:
+    with closing(sqlite3.connect(database)) as db:
+        return db.execute("pragma page_count").fetchone()[0] * db.execute("pragma page_size").fetchone()[0]
+
+
+@pytest.mark.anyio
+async def test_results_nobody_collects_go_after_the_days_of_the_settings(tmp_path: Path, clock: HandClock) -> None:
+    async with keeping(tmp_path, clock, results_ms=2 * DAY) as store:
+        held = await call(store, 0, make=held_intent)
+        await store.review(Review(held.call_id, "approve", "rita", "", NOW + 1, "cli"))
+        await store.claim(held.call_id, NOW + 2)
+        await store.finish(outcome(held.call_id, result=b"{}", at_ms=NOW + 3))
+        for days, left in ((1, 1), (3, 0)):
+            clock.at_ms = NOW + days * DAY
+            await store.sweep(clock.at_ms)
+            assert parts(tmp_path).get("result", 0) == left
+
+
+@pytest.mark.anyio
+async def test_what_an_edited_call_had_before_is_erased_with_the_rest(tmp_path: Path, clock: HandClock) -> None:
+    async with keeping(tmp_path, clock) as store:
+        held = await call(store, 0, make=held_intent, user="ann")
+        after = intent(arguments={"order_id": 2, "open": "clear-after"})
+        review = Review(held.call_id, "approve", "rita", "less", NOW + 1, "cli")
+        await store.edit(
+            Edit(
+                review,
+                arguments=after.kept or b"",
+                arguments_digest=after.arguments_digest,
+                bound="sha256:bound",
+                policy="sha256:policy",
+                sketch=b"{}",
+                sketch_digest="sha256:sketch",
+                changes=b"[]",
+                kept=after.kept,
+            )
+        )
+        await store.claim(held.call_id, NOW + 2)
+        await store.finish(outcome(held.call_id, at_ms=NOW + 3))
+        assert parts(tmp_path)["kept_before"] == 1
+        assert (await store.erase("user", "ann", by="root")).calls == 1
+        assert "kept_before" not in parts(tmp_path)
+    both_verify(tmp_path)
+    written = b"".join(path.read_bytes() for path in tmp_path.glob("broker.db*") if path.is_file())
+    assert b"clear-" not in written
 
 
 @pytest.mark.anyio

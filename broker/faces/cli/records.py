@@ -90,12 +90,17 @@ async def open_records(config: Path | None) -> AsyncGenerator[Records]:
     settings = house.read(config)
     house.quiet(settings)
     from broker.stores import STORES
+    from broker.stores.retention import retention
 
     module, _, name = STORES["sqlite"].partition(":")
     kind: Any = getattr(import_module(module), name)
     clock = clock_of(settings)
     store: Store = await kind.open(
-        _path(settings), clock=clock, open_per_agent=settings.hold.open_per_agent, key=settings.record.key_bytes
+        _path(settings),
+        clock=clock,
+        open_per_agent=settings.hold.open_per_agent,
+        key=settings.record.key_bytes,
+        retention=retention(settings.record.retention),
     )
     records = Records(settings, store, clock)
     try:

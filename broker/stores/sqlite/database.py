@@ -70,9 +70,11 @@ def connect(path: Path, read_only: bool = False, *, busy_s: float = BUSY_S) -> s
 _person = lru_cache(10_000)(person)  # the same few names again and again
 
 
-def migrate(path: Path, *migrations: Migrations) -> None:
+def migrate(path: Path, *migrations: Migrations, shrinks: bool = False) -> None:
     """Create the file (mode 0600) if need be, judge it, apply what is pending. Waits for another process at the same.
 
+    shrinks: a new file is made so that it can become smaller, a little at a time (`sweep.shrink`). Not always, because
+    that costs each commit a little, and a file from which nothing is ever deleted has nothing to give back.
     Raises RecordUnavailable: no such folder, not writable, locked for long, damaged, not ours, or of a newer broker.
     """
     try:
@@ -81,6 +83,8 @@ def migrate(path: Path, *migrations: Migrations) -> None:
             _create(path)
             check_header(path)
             is_new = _is_new(path)
+            if is_new and shrinks:
+                _let_shrink(path)
             connection = connect(path)
             try:
                 if is_new:
@@ -178,6 +182,16 @@ def _is_new(path: Path) -> bool:
             f"The database {path} is not a broker's.", next_step="Name another file in the settings (`database`)."
         )
     return mark == 0
+
+
+def _let_shrink(path: Path) -> None:
+    """Only possible before anything at all is in the file, so on a connection that asks for nothing else first."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        connection.execute("pragma auto_vacuum = incremental")
+        connection.execute(f"pragma application_id = {APPLICATION_ID}")
+    finally:
+        connection.close()
 
 
 def _apply(path: Path, connection: sqlite3.Connection, migrations: tuple[Migrations, ...]) -> None:

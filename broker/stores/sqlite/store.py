@@ -102,7 +102,7 @@ class SqliteStore:
         """
 
         def prepare() -> tuple[Seal, Writer]:
-            migrate(path, MIGRATIONS)
+            migrate(path, MIGRATIONS, shrinks=retention.deletes)
             seal = Seal(path.with_name(path.name + ".key"), key)
             return seal, Writer(
                 path,
@@ -193,9 +193,12 @@ class SqliteStore:
         if monotonic() >= self._tidy_at:
             self._tidy_at = monotonic() + TIDY_EVERY_S
             for _ in range(TIDY_ROUNDS):  # each a job of its own: calls go between them
-                if await self.writer.run(sweep.tidy, now_ms) < sweep.CHUNK:
+                if await self.writer.run(sweep.tidy, (now_ms, self._retention.results_ms)) < sweep.CHUNK:
                     break
             await self._retain(now_ms)
+            for _ in range(TIDY_ROUNDS):
+                if not await self.writer.run(sweep.shrink, sweep.PAGES):
+                    break
         return Swept(expired=tuple(expired), outcome_unknown=tuple(lost), leases=leases)
 
     async def _retain(self, now_ms: int) -> None:

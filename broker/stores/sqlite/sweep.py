@@ -17,8 +17,9 @@ from broker.stores.sqlite.schema import IDLE_AT
 from broker.stores.sqlite.transaction import Transaction
 
 CHUNK = 200
-RESULT_UNCOLLECTED_MS = 30 * 86_400_000
 COUNTER_KEPT_MS = 7 * 86_400_000  # counters of windows gone by: longer than clocks are wrong
+FREE_PAGES = 256  # of the file, 1 MB, that stay for what comes next
+PAGES = 100  # given back in one go
 ROWS = 2_000  # of one sliding window, deleted in one go
 
 _IDLE = f"""select quota, bucket, kind from quota_counter indexed by quota_idle
@@ -70,8 +71,10 @@ def free_orphans(tx: Transaction, most: int) -> int:
     return sum(quota.settle(tx, call_id, ran=True) for (call_id,) in rows)
 
 
-def tidy(tx: Transaction, now_ms: int) -> int:
-    """Delete keys and results that were kept long enough, and counters of windows long gone; how many rows."""
+def tidy(tx: Transaction, argument: tuple[int, int]) -> int:
+    """Delete keys and results that were kept long enough, and counters of windows long gone: (now_ms, how long results
+    that nobody collects are kept). How many rows."""
+    now_ms, uncollected_ms = argument
     keys = idempotency.tidy(tx, now_ms, CHUNK)
     results = tx.db.execute(
         """delete from payload where (call_id, part) in (
@@ -82,11 +85,21 @@ def tidy(tx: Transaction, now_ms: int) -> int:
             and ((h.call_id is null and i.changed_at_ms < ?)
                 or (h.collected_at_ms > 0 and max(h.collected_at_ms, h.expires_at_ms) < ?) or i.changed_at_ms < ?)
             limit ?)""",
-        (now_ms - task.KEPT_MS, now_ms - task.COLLECTED_MS, now_ms - RESULT_UNCOLLECTED_MS, CHUNK),
+        (now_ms - task.KEPT_MS, now_ms - task.COLLECTED_MS, now_ms - uncollected_ms, CHUNK),
     ).rowcount
     if results:
         tx.ledger.append("payloads_deleted", "", now_ms, {"part": "result", "rows": results})
     return keys + results + spent.tidy(tx.db, now_ms, CHUNK) + reminder.tidy(tx.db, CHUNK) + _tidy_counters(tx, now_ms)
+
+
+def shrink(tx: Transaction, most: int) -> int:
+    """Give back to the disk what is free in the file, at most so many pages; how many. 0 also for a file that was made
+    to keep them (database.migrate)."""
+    (free,) = tx.db.execute("pragma freelist_count").fetchone()
+    if free <= FREE_PAGES:
+        return 0
+    tx.db.execute(f"pragma incremental_vacuum({min(most, free - FREE_PAGES)})").fetchall()
+    return free - int(tx.db.execute("pragma freelist_count").fetchone()[0])
 
 
 def _tidy_counters(tx: Transaction, now_ms: int) -> int:

@@ -63,7 +63,7 @@ class Const(Section):
 Placement = str | Arg | Const
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # made for each call, see model.empty
 class Placed:
     """A request without its origin. target: path and query, as bytes go on the wire. body: None for none."""
 

@@ -11,7 +11,7 @@ import orjson
 from broker.model.empty import nothing
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # made for each call, see model.empty
 class Answer:
     """content: MCP content blocks in order. structured: `structuredContent` (a JSON object) or None.
 
@@ -49,7 +49,7 @@ class Answer:
         Raises TypeError for what JSON cannot carry.
         """
         if not self._encoded:
-            object.__setattr__(self, "_encoded", orjson.dumps(self.result()))  # frozen to everybody else
+            self._encoded = orjson.dumps(self.result())  # frozen to everybody else
         return self._encoded
 
     def bare(self) -> bytes | None:
@@ -65,7 +65,7 @@ class Answer:
             self.spent,
         )  # fmt: skip
         if self._encoded and not self.meta and "_meta" not in self.more:
-            object.__setattr__(made, "_bare", self._encoded)
+            made._bare = self._encoded
         return made
 
     @classmethod

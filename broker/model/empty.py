@@ -1,7 +1,8 @@
-"""An empty JSON object for each new thing that has none: the default of fields.
+"""What makes objects cheap to make, for those of which each call of a tool makes one.
 
-A name of its own because `dict[str, Any]`, which says the same to a type checker, takes seven times as long to call,
-and every call of a tool makes a dozen of these.
+`nothing` is the default of fields that hold a JSON object: `dict[str, Any]`, which says the same to a type checker,
+takes seven times as long to call. And the classes that refer to this page are not frozen, though nobody changes their
+objects: setting the fields of a frozen one takes twice as long, which was a tenth of a call's work.
 """
 
 from __future__ import annotations

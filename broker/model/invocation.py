@@ -46,7 +46,7 @@ ENDED: frozenset[State] = frozenset(state for state, nexts in TRANSITIONS.items(
 MAC_BYTES = 16  # of each keyed digest by which a call is found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # made for each call, see model.empty
 class Intent:
     """What is committed before anything leaves: one call, decided but not dispatched.
 
@@ -109,7 +109,7 @@ class Intent:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # made for each call, see model.empty
 class Admission:
     """What the store committed for an intent.
 
@@ -126,7 +126,7 @@ class Admission:
     sent_as: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # made for each call, see model.empty
 class Outcome:
     """How a dispatched call ended. result: the MCP result as JSON, given only for a call that was held or had an
     idempotency key, so that whoever asks later can be given it; kept sealed. is_plain: the call was never held and none

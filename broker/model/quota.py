@@ -38,7 +38,7 @@ class Charge:
     cool_down_ms: int = 0  # repeat, errors: how long nothing is let through
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # made for each call, see model.empty
 class QuotaState:
     """What one quota had left for one bucket, seen inside the admitting transaction."""
 

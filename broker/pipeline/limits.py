@@ -81,11 +81,11 @@ def beside(result: Answer, states: Sequence[QuotaState]) -> Answer:
 
 def told(state: QuotaState) -> dict[str, Any]:
     """One quota for a model: amounts in the unit people use, times as RFC 3339."""
-    left, (limit, unit) = spoken(state.left, state.unit)[0], spoken(state.limit, state.unit)
+    limit, unit = spoken(state.limit, state.unit)
     exact = unit == state.unit  # counted things are numbers, money is a decimal's text
     said: dict[str, Any] = {
         "quota": state.quota,
-        "left": state.left if exact else left,
+        "left": state.left if exact else spoken(state.left, state.unit)[0],
         "limit": state.limit if exact else limit,
         "unit": unit,
     }

@@ -29,6 +29,7 @@ from tests.bench.chart import chart
 from tests.bench.load import Figures, NoCompilerError, compiled, measure
 from tests.bench.systems import PLACE, SkippedError, System, count_records, cpu_s, memory_mb, pin
 from tests.bench.wire import EXPECTED
+from tests.bench.zoo import beside_the_zoo
 
 QUICK = os.environ.get("BENCH") == "quick"
 CALLERS = (1, 16, 64)
@@ -147,10 +148,11 @@ class Bench:
                     self.check_records(one, rows[one.name])
             return rows
 
-    def check_records(self, system: System, row: Mapping[str, Any]) -> None:
+    def check_records(self, system: System, row: dict[str, Any]) -> None:
         assert system.database is not None
         answered = sum(row[str(callers)].answers for callers in CALLERS)
         recorded = count_records(system.database)
+        row["record_bytes"] = sum(part.stat().st_size for part in _files(system.database)) / max(1, recorded)
         if recorded < answered:
             self.faults.append(f"{system.name}: {answered - recorded} calls have no record")
         verified = subprocess.run(
@@ -193,6 +195,11 @@ class Bench:
             time.sleep(0.3)
 
 
+def _files(database: Path) -> list[Path]:
+    """The database and its log."""
+    return [path for path in (database, database.with_name(f"{database.name}-wal")) if path.exists()]
+
+
 def _is_ours(name: str) -> bool:
     return name.startswith(("broker", "unrecorded", "direct"))
 
@@ -210,15 +217,19 @@ def report(result: Mapping[str, Any]) -> None:
                 f"{name if callers == CALLERS[0] else '':<15}{callers:>8}{point.per_second:>10,.0f}{point.p50_ms:>9.2f}"
                 f"{point.p95_ms:>9.2f}{point.p99_ms:>9.2f}{point.cpu_us:>9.0f}{ratio:>8.2f}x"
             )
-    print(f"\n{'':<15}{'ready s':>10}{'idle MB':>10}{'loaded MB':>11}")
+    print(f"\n{'':<15}{'ready s':>10}{'idle MB':>10}{'loaded MB':>11}{'bytes a record':>16}")
     for name, row in calls.items():
-        print(f"{name:<15}{row['ready_s']:>10.2f}{row['idle_mb']:>10.0f}{row['loaded_mb']:>11.0f}")
+        kept = f"{row['record_bytes']:>16,.0f}" if "record_bytes" in row else ""
+        print(f"{name:<15}{row['ready_s']:>10.2f}{row['idle_mb']:>10.0f}{row['loaded_mb']:>11.0f}{kept}")
     print(f"\n{'tools':>8}{'list p50 ms':>13}{'list CPU ms':>13}{'call CPU us':>13}{'loaded MB':>11}")
     for tools, row in result["catalogs"].items():
         print(
             f"{tools:>8}{row['list'].p50_ms:>13.2f}{row['list'].cpu_us / 1000:>13.2f}{row['call'].cpu_us:>13.0f}"
             f"{row['loaded_mb']:>11.0f}"
         )
+    print("\nA healthy MCP server behind the broker, 8 callers:")
+    for name, figures in result["zoo"].items():
+        print(f"  {name:<8} p50 {figures.p50_ms:.2f} ms, p99 {figures.p99_ms:.2f} ms, {figures.bad} bad answers")
     print("\nLevels:")
     for said, reached, level in result["levels"]:
         print(f"  {said:<58}{reached:>10.2f}   level {level}")
@@ -257,6 +268,10 @@ def levels(calls: Mapping[str, Any], catalogs: Mapping[str, Any]) -> list[tuple[
     return [*found, (f"CPU of a call beside {largest} tools against 1", flat, "<= 1.05")]
 
 
+def zoo_level(alone: Figures, beside: Figures) -> list[tuple[str, float, str]]:
+    return [("p99 of a healthy backend beside the zoo, against alone", beside.p99_ms / alone.p99_ms, "<= 1.2")]
+
+
 def main() -> int:
     pin(os.getpid(), 0)
     began = time.monotonic()
@@ -264,6 +279,7 @@ def main() -> int:
         try:
             bench = Bench(Path(directory))
             calls, catalogs = bench.calls(), bench.catalogs()
+            zoo = beside_the_zoo(Path(directory), 1.0 if QUICK else 4.0)
         except (HouseError, NoCompilerError, TimeoutError, subprocess.SubprocessError) as fault:
             print(f"The bench could not run: {fault}", file=sys.stderr)
             print(getattr(fault, "stderr", "") or "", file=sys.stderr)
@@ -273,7 +289,8 @@ def main() -> int:
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, CPython {platform.python_version()}",
         "calls": calls,
         "catalogs": catalogs,
-        "levels": levels(calls, catalogs),
+        "zoo": {"alone": zoo[0], "beside": zoo[1]},
+        "levels": levels(calls, catalogs) + zoo_level(*zoo),
         "skipped": bench.skipped,
         "took_s": time.monotonic() - began,
     }

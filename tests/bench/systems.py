@@ -164,6 +164,20 @@ def broker(
         yield System(name, pid, port, door.call(), door.listing(), ready_s, idle, home / "broker.db")
 
 
+@contextmanager
+def broker_in(folder: Path, name: str, manifests: str, settings: str) -> Generator[int]:
+    """A broker with these manifests and settings, in a folder of its own: its port."""
+    home = folder / name
+    (home / "tool_manifests").mkdir(parents=True)
+    port = free_port()
+    (home / "broker.yaml").write_text(f"{settings}listen: {{port: {port}}}\n")
+    (home / "tool_manifests" / f"{name}.yaml").write_text(manifests)
+    environment = environment_of({"BROKER_CONFIG": str(home / "broker.yaml"), "PYTHONPATH": str(ROOT)})
+    command = [sys.executable, "-m", "broker", "serve"]
+    with _started(command, home, environment, name, port, path="/readyz"):
+        yield port
+
+
 _NOBODY: subprocess.Popen[str] = None  # type: ignore[assignment]  # the process is held here, not by the house
 
 

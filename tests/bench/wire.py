@@ -47,6 +47,13 @@ class Door:
         return text.replace('"#"', MARK.decode()).encode()
 
 
+def call_of(door: Door, tool: str, arguments: dict[str, Any]) -> bytes:
+    """A modern call of another tool."""
+    params = {"name": tool, "arguments": arguments, "_meta": _META}
+    body = json.dumps({"jsonrpc": "2.0", "id": "#", "method": "tools/call", "params": params}, separators=(",", ":"))
+    return door.request(body.replace('"#"', MARK.decode()).encode(), "tools/call", tool)
+
+
 def http_echo(port: int) -> bytes:
     """The same call to the service itself, without MCP."""
     body = json.dumps(_arguments()).replace('"#"', MARK.decode()).encode()

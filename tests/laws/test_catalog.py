@@ -14,6 +14,7 @@ from broker.catalog.catalog import Catalog, Shelf
 from broker.catalog.compiler import compile_catalog
 from broker.catalog.imports import plain
 from broker.errors import ManifestError
+from broker.model.canonical import canonical
 from broker.model.principal import Principal
 from broker.policies.spec import is_name
 from broker.ports import Offer
@@ -379,7 +380,8 @@ def test_an_entry_decides_charges_explains_and_keeps(tmp_path: Path) -> None:
         "p/big",
         "quota/money",
     ]
-    kept = entry.kept({"amount": 5, "token": "canary"}, lambda _path, _value: b"")
+    arguments = {"amount": 5, "token": "canary"}
+    kept = entry.kept(arguments, canonical(arguments), lambda _path, _value: b"")
     assert orjson.loads(kept.clear or b"") == {"amount": 5, "token": "[redacted]"}
     assert catalog.may_hold
     assert catalog.all_scopes == {"git.read", "r", "broker.review"} - {"git.read"}

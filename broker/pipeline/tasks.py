@@ -36,6 +36,7 @@ from broker.errors import (
 from broker.model.answer import Answer
 from broker.model.back import INPUT_REQUIRED, Round
 from broker.model.call import Call
+from broker.model.canonical import canonical
 from broker.model.hold import Review
 from broker.model.invocation import Invocation
 from broker.model.principal import Principal
@@ -49,18 +50,19 @@ from broker.ports import Clock, Collected, Store
 
 LONGEST_MS = 30 * 86_400_000
 POLL_MS, POLL_HELD_MS = 500, 2_000
-QUESTIONS = 1_000  # open at once; beyond it the oldest is forgotten
+QUESTIONS, QUESTION_BYTES = 1_000, 67_108_864  # open at once, in all; beyond it the oldest are forgotten
 WITHDRAWN = "withdrawn by the caller"
 _FAILED = {kind.code for kind in (Unavailable, TimedOut, Broken, AnswerWithheld, OutcomeUnknown, Internal)}
 
 
 @dataclass(slots=True)
 class _Question:
-    """A call that its server asked about. given: what its caller has answered so far."""
+    """A call that its server asked about. given: what its caller has answered so far. size_bytes: of all of it."""
 
     call: Call
     asks: Mapping[str, Any]
     state: str | None
+    size_bytes: int
     given: dict[str, Any] = field(default_factory=dict[str, Any])
     is_cancelled: bool = False
 
@@ -92,10 +94,10 @@ class Tasks:
         if answer.more.get("resultType") != INPUT_REQUIRED:
             return
         asks: Any = answer.more.get("inputRequests")
-        self._questions[call.id] = _Question(
-            call, dict(asks or {}), cast("str | None", answer.more.get("requestState"))
-        )
-        _trim(self._questions)
+        state = cast("str | None", answer.more.get("requestState"))
+        size = len(answer.encoded()) + len(canonical(call.arguments))
+        self._questions[call.id] = _Question(call, dict(asks or {}), state, size)
+        self._trim()
 
     async def begun(self, call_id: str, principal: Principal) -> Task:
         """The task as it is first told of. Raises UnknownTask."""
@@ -125,8 +127,11 @@ class Tasks:
         question = self._questions.get(latest)
         if question is None or question.is_cancelled:
             return
-        question.given |= {name: given for name, given in responses.items() if name in question.asks}
+        answers = {name: given for name, given in responses.items() if name in question.asks}
+        question.given |= answers
+        question.size_bytes += len(canonical(answers))
         if question.given.keys() < question.asks.keys():
+            self._trim()
             return
         again = replace(
             question.call,
@@ -139,7 +144,8 @@ class Tasks:
         )
         del self._questions[latest]
         self._next[latest] = again.id
-        _trim(self._next)
+        if len(self._next) > QUESTIONS:
+            self._next.popitem(last=False)
         try:
             await self._perform(again)
         except BrokerError:
@@ -155,6 +161,11 @@ class Tasks:
         elif invocation.state == "dispatching":
             self._apart.cancel(invocation.call_id)
 
+    async def stamp(self, call_id: str, principal: Principal) -> tuple[str, str, int]:
+        """What is another as soon as the task stands otherwise, for little. Raises UnknownTask."""
+        invocation = await self._own(self._latest(call_id), principal)
+        return invocation.call_id, invocation.state, invocation.changed_at_ms
+
     async def changed(self, timeout_s: float) -> bool:
         """As `Store.changed`."""
         return await self._store.changed(timeout_s)
@@ -165,6 +176,11 @@ class Tasks:
         while call_id in self._next:
             call_id = self._next[call_id]
         return call_id
+
+    def _trim(self) -> None:
+        size = sum(question.size_bytes for question in self._questions.values())
+        while len(self._questions) > QUESTIONS or size > QUESTION_BYTES:
+            size -= self._questions.popitem(last=False)[1].size_bytes
 
     async def _own(self, call_id: str, principal: Principal) -> Invocation:
         invocation = await self._store.invocation(call_id)
@@ -227,8 +243,3 @@ def _status(invocation: Invocation, ended: Answer | BrokerError | None) -> Statu
         return "completed"
     is_protocols = invocation.code == Rejected.code and not invocation.backend_status
     return "failed" if is_protocols or invocation.code in _FAILED else "completed"
-
-
-def _trim(kept: OrderedDict[str, Any]) -> None:
-    while len(kept) > QUESTIONS:
-        kept.popitem(last=False)

@@ -192,6 +192,28 @@ async def test_agents_that_can_be_asked_have_sessions_of_their_own_while_theirs_
                 await anyio.sleep(0.01)
 
 
+async def test_servers_are_spared_more_sessions_than_their_limit(tmp_path: Path) -> None:
+    async with house_of(tmp_path, Asking("handshake")) as house:
+        backend: Any = house.broker.backends["library"]
+        own = backend._routes._own
+        own._most = 1
+        async with (
+            client_of(house, mode="legacy", token="ann", **ABLE) as ann,
+            client_of(house, mode="legacy", token="bob", **ABLE) as bob,
+            anyio.create_task_group() as tasks,
+        ):
+            await ann.call_tool("name", {})
+            assert "Ann" in str((await bob.call_tool("name", {})).content)  # in the place of one that is not used
+            assert len(own) == 1
+            tasks.start_soon(bob.call_tool, "wait")
+            while next(iter(own._links.values())).is_idle:
+                await anyio.sleep(0.01)
+            refused = await ann.call_tool("name", {})
+            assert refused.is_error
+            assert "limit `sessions`" in str(refused.content)
+            tasks.cancel_scope.cancel()
+
+
 async def test_a_session_is_told_only_its_own_events() -> None:
     events = Events()
     ann, bob = events.of_session(), events.of_session()

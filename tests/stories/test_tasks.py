@@ -78,12 +78,13 @@ async def held(wire: Wire, amount: int = 500) -> dict[str, Any]:
     return created
 
 
-async def test_a_held_call_is_a_task_whose_result_is_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["http", "stdio"])
+async def test_a_held_call_is_a_task_whose_result_is_asked_for(transport: str, tmp_path: Path) -> None:
     async with holding(tmp_path) as house:
         tasks, answers = Tasks(), list[str]()
 
         async def call() -> None:
-            async with client_of(house, token=CALLER, extensions=[tasks]) as client:
+            async with client_of(house, transport, token=CALLER, extensions=[tasks]) as client:
                 answers.append(str((await client.call_tool("note_write", {"amount": 500})).content))
 
         async with anyio.create_task_group() as group:

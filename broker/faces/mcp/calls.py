@@ -133,12 +133,15 @@ async def answered(house: House, call: Call) -> Answer | dict[str, Any]:
     `protocol_error` knows; nothing else. On cancel: the pipeline has recorded the call's end when this leaves.
     """
     try:
-        return await _confirmed(house, call)
+        try:
+            return await _confirmed(house, call)
+        except (Held, Underway) as begun:
+            if not call.takes_task:
+                raise
+            return await house.tasks.created(begun, call)
     except (UnknownTool, InsufficientScope, Unauthenticated):
         raise
     except BrokerError as error:
-        if call.takes_task and isinstance(error, Held | Underway):
-            return await house.tasks.created(error, call)
         if protocol_error(error, call) is not None:
             raise
         return as_result(error, call.id)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
+import anyio
 import mcp_types
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel.server import Server
@@ -33,8 +34,8 @@ from broker.model.task import EXTENSION, METHODS, Inquiry, Method, takes_tasks
 Context = ServerRequestContext[Any, Any]
 Tell = Callable[[Mapping[str, Any]], Awaitable[None]]
 
-FOLLOWED = 100  # tasks by one listen stream
-LOOK_EVERY_S = 10.0
+FOLLOWED = 50  # tasks by one listen stream
+PAUSE_S, LOOK_EVERY_S = 0.25, 10.0
 UNKNOWN = "You have no task of this id."
 
 
@@ -125,24 +126,26 @@ class Inquiries:
     async def follow(self, context: Context, task_ids: Sequence[str], tell: Tell) -> None:
         """Tell of each of these tasks whenever it stands otherwise, until all have ended."""
         principal: Principal = scope_of(context)[PRINCIPAL]
-        known: dict[str, str] = {}
-        left = list(task_ids)
+        left: dict[str, tuple[object, str]] = dict.fromkeys(task_ids, (None, ""))  # as last looked at
         while left:
-            for task_id in tuple(left):
+            for task_id, (stamp, status) in tuple(left.items()):
                 meant = self._house.tasks.meant(task_id, principal)
                 assert meant is not None, "only ids that were opened are followed"  # noqa: S101
                 try:
+                    now = await self._house.pipeline.tasks.stamp(meant.inner, principal)
+                    if now == stamp:
+                        continue
                     told = await self._house.tasks.look(meant, task_id, principal)
                 except UnknownTask:
-                    left.remove(task_id)
+                    del left[task_id]
                     continue
-                if known.get(task_id) != told["status"]:
-                    known[task_id] = told["status"]
+                if told["status"] != status:
                     await tell(told)
+                left[task_id] = now, told["status"]
                 if told["status"] in ("completed", "failed", "cancelled"):
-                    left.remove(task_id)
-            if left:
-                await self._house.pipeline.tasks.changed(LOOK_EVERY_S)
+                    del left[task_id]
+            await anyio.sleep(PAUSE_S)  # however busy the records are with other calls
+            await self._house.pipeline.tasks.changed(LOOK_EVERY_S)
 
 
 def _declared(context: Context) -> Mapping[str, Any]:

@@ -20,6 +20,22 @@ from tests.world import agent, perform, reviewer, until_state
 
 FOLDER = Path(__file__).parents[1] / "docs" / "console"
 CALM = ORDERS.replace(" <b onmouseover=alert(1)>", "").replace(" <script>alert('description')</script>", "")
+QUOTED = (
+    CALM.replace("record: redacted\n", "record: redacted\npreview: {tool: refund_quote}\n", 1)
+    + """
+---
+kind: tool
+name: refund_quote
+owner: payments
+title: What a refund would come to
+description: Says what would be paid back, and changes nothing.
+effect: read
+scopes: [notes.write]
+backend: orders
+input: {type: object, properties: {order_id: {type: string}, amount: {type: number}}}
+static: {structured: {paid: 349.00, refunded_before: 0, would_be_left: 229.00, currency: EUR}}
+"""
+)
 VOUCHED = {"agent": "support-bot", "user": "ann", "scopes": ["notes.write"]}
 
 
@@ -105,7 +121,7 @@ async def main() -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
     with tempfile.TemporaryDirectory() as folder:
-        async with house_with(Path(folder), CALM, stdio=VOUCHED) as house, chromium() as browser:
+        async with house_with(Path(folder), QUOTED, stdio=VOUCHED) as house, chromium() as browser:
             house.person("rita")
             house.broker.directory.add_client(Client("support-bot", scopes=frozenset({"notes.write"}), owner="ann"))
             house.person("raul")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+import anyio
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Route, expect
 
 from broker.errors import Denied
 from tests.browser import PHONE, chromium, needed, window
@@ -249,3 +250,29 @@ async def test_a_grant_is_written_from_nothing_and_what_was_wrong_is_said_beside
         caller = agent("bot", user="ann", scopes=["notes.write"], issuer="settings")
         assert (await perform(house.broker, "orders_refund", refund(140), caller)).content[0]["text"] == "refunded"
         assert (rita.strange, raul.strange) == ([], [])
+
+
+async def test_in_a_slow_network_a_button_says_it_is_at_work_and_is_pressed_once(
+    house: House, browser: Browser
+) -> None:
+    hold_id = await house.held("orders_refund", refund(120))
+    async with window(browser, house) as rita:
+        await rita.sign_in("rita", f"/console/holds/{hold_id}")
+        sent, gate = list[str](), anyio.Event()
+
+        async def slow(route: Route) -> None:
+            sent.append(route.request.url)
+            await gate.wait()
+            await route.continue_()
+
+        await rita.page.route("**/approve", slow)
+        await rita.page.evaluate(
+            "addEventListener('submit', ({submitter, defaultPrevented}) => setTimeout(() => sessionStorage.setItem("
+            "defaultPrevented ? 'again' : 'first', submitter.getAttribute('aria-busy'))))"
+        )
+        await rita.page.evaluate("for (let n = 0; n < 3; n += 1) document.querySelector('button.yes').click()")
+        gate.set()
+        await rita.page.wait_for_selector("#hold[data-state=succeeded]")
+        assert await rita.page.evaluate("({...sessionStorage})") == {"first": "true", "again": "true"}
+        assert len(sent) == 1
+        assert rita.strange == []

@@ -8,7 +8,8 @@
 
   function stamp(ts, step) {
     const said = new Date(ts * 1000).toUTCString(); // "Thu, 26 Nov 2026 08:00:00 GMT"
-    return step >= 86_400 ? said.slice(5, 11) : said.slice(17, 22);
+    const hour = said.slice(17, 22);
+    return step >= 86_400 || hour === "00:00" ? said.slice(5, 11) : hour; // midnight says which day begins
   }
 
   function read(table) {

@@ -141,12 +141,14 @@
     } else if (form.method === "post") {
       if (form.dataset.sent) return event.preventDefault();
       form.dataset.sent = "yes";
+      if (event.submitter) event.submitter.setAttribute("aria-busy", "true"); // in a slow network: it is at work
     }
     return undefined;
   });
   window.addEventListener("pageshow", () => {
     for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
     for (const field of document.querySelectorAll("form :disabled")) field.disabled = false;
+    for (const button of document.querySelectorAll("[aria-busy]")) button.removeAttribute("aria-busy");
   });
 
   listen();

@@ -141,10 +141,19 @@ class Office:
         """Raises UnknownHold, in the same words for what does not exist and what this person may not see."""
         found = await self.store.invocation(call_id)
         if found is None or not self.sees(who, found):
-            raise UnknownHold(
-                f"There is no call {call_id[:64]!r} here for you.", next_step="List them, and use an id of the list."
-            )
+            raise _unknown(call_id)
         return found
+
+    async def payload(self, who: Principal, call_id: str, *, via: str) -> bytes | None:
+        """The sealed arguments of a call, as JSON; None when nothing is sealed of it. That they were read is recorded
+        first. Raises UnknownHold; Forbidden for who is no auditor, before anything is looked up."""
+        scope = self.settings.record.auditor_scope
+        if scope not in who.scopes:
+            raise Forbidden(f"Reading sealed arguments takes the scope {scope}.", next_step="Ask an auditor.")
+        found = await self.store.invocation(call_id)
+        if found is None or found.tenant != who.tenant:
+            raise _unknown(call_id)
+        return await self.store.payload(found.call_id, by=who.user or who.agent, via=via)
 
     async def hold(self, who: Principal, call_id: str) -> Invocation:
         """As `invocation`, for a call that was held."""
@@ -385,3 +394,9 @@ def _chosen(query: InvocationQuery) -> dict[str, str]:
 def _keys(bucket: str) -> dict[str, str]:
     pairs = (part.partition("=") for part in bucket.split(",") if part)
     return {name: unquote(value) for name, _, value in pairs}
+
+
+def _unknown(call_id: str) -> UnknownHold:
+    return UnknownHold(
+        f"There is no call {call_id[:64]!r} here for you.", next_step="List them, and use an id of the list."
+    )

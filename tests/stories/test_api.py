@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 from collections.abc import AsyncGenerator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +114,40 @@ async def test_calls_are_paged_and_filtered_and_a_page_of_few_rights_is_whole(ho
         assert len(ids) == len(set(ids)) == expected, user
     assert len((await house.get("/api/invocations?agent=other", "rita")).json()["items"]) == 1
     assert (await house.get("/api/invocations?state=failed,held", "rita")).json()["items"] == []
+
+
+SEALED = """
+---
+kind: tool
+name: note_seal
+effect: read
+backend: notes
+record: {fields: {order_id: hmac, reason: full}}
+input: {type: object, properties: {order_id: {type: integer}, reason: {type: string}}, additionalProperties: false}
+static: {text: done}
+"""
+
+
+async def test_a_call_is_found_by_what_nobody_reads_and_read_by_an_auditor_on_record(tmp_path: Path) -> None:
+    async with house_with(tmp_path, TOOLS + SEALED) as house:
+        house.person("rita")
+        house.person("audrey", scopes=["broker.audit"])
+        house.person("olga", scopes=["broker.audit"], tenant="other")
+        caller = agent("bot", user="ann", issuer="settings")
+        for order in (123, 124):
+            await perform(house.broker, "note_seal", {"order_id": order, "reason": f"canary {order}"}, caller)
+        (found,) = (await house.get("/api/invocations?arg=order_id=123", "rita")).json()["items"]
+        assert found["kept"]["reason"] == "[sealed]"
+        assert (await house.get("/api/invocations?arg=order_id=125", "rita")).json()["items"] == []
+        assert (await house.get("/api/invocations?arg=order_id", "rita")).status_code == 400
+        path = f"/api/invocations/{found['call_id']}/payload"
+        read = (await house.post(path, "audrey")).json()
+        assert fits("Payload", read)
+        assert read == {"arguments": {"reason": "canary 123"}}
+        assert [(await house.post(path, one)).status_code for one in ("rita", "olga")] == [403, 404]
+    with closing(sqlite3.connect(tmp_path / "broker.db")) as db:
+        reads = [json.loads(row[0]) for row in db.execute("select body from entry where kind = 'payload_read'")]
+    assert [(one["call_id"], one["by"][:6], one["via"]) for one in reads] == [(found["call_id"], "audrey", "api")]
 
 
 async def test_quotas_and_the_catalog_are_those_of_the_caller(house: House) -> None:

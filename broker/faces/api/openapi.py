@@ -139,6 +139,7 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
         **dict.fromkeys(("held", "waiting", "approved", "changed", "denied", "expired", "withdrawn"), _COUNT),
         **dict.fromkeys(("median_ms", "expiry_rate", "override_rate"), _NUMBER),
     ),
+    "Payload": _object(arguments={"anyOf": [{"type": "null"}, {"type": "object"}]}),
     "Stats": _object(
         since_ms={"type": "integer"},
         counts=_ref("Counts"),

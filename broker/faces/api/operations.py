@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, get_args
 
+import orjson
+
 from broker.errors import InvalidArguments
 from broker.faces.api import calls
 from broker.faces.api.operation import Asked, Operation, Schemas
+from broker.faces.macs import macs_of
 from broker.faces.office import Offered
 from broker.faces.words import as_document, timeline
 from broker.model.grant import Grant, GrantDecision
@@ -127,6 +130,11 @@ async def get_invocation(asked: Asked) -> Any:
     return {**as_document(found), "timeline": [asdict(step) for step in timeline(found)]}
 
 
+async def read_payload(asked: Asked) -> Any:
+    clear = await asked.office.payload(asked.who, asked.path["id"], via="api")
+    return {"arguments": None if clear is None else orjson.loads(clear)}
+
+
 async def list_quotas(asked: Asked) -> Any:
     given = asked.query
     page = await asked.office.quotas(
@@ -191,6 +199,7 @@ def _query(asked: Asked, *, states: tuple[State, ...], held_only: bool = False) 
         after=given.get("after", ""),
         words=given.get("search", ""),
         where=_conditions(given.get("where", ()), given.get("tool", "")),
+        macs=macs_of(asked.office.store.mac, given.get("arg", ())),
     )
 
 
@@ -231,6 +240,12 @@ _FILTERS: Schemas = {
         "items": {**_TEXT, "pattern": CONDITION},
         "maxItems": MOST_CONDITIONS,
         "description": "Conditions on kept arguments, such as `args.amount > 100`, with commas between.",
+    },
+    "arg": {
+        "type": "array",
+        "items": {**_TEXT, "pattern": r"^[^=,\u0000]+=[^,\u0000]*$"},
+        "maxItems": MOST_CONDITIONS,
+        "description": "`path=value` of arguments kept as keyed digests, any of them, with commas between.",
     },
 }
 _SUMMED: Schemas = {
@@ -356,6 +371,10 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "GET", "/api/invocations/{id}", "getInvocation", "One call with its timeline.",
         get_invocation, "InvocationInFull", codes=("unknown_hold",),
+    ),
+    Operation(
+        "POST", "/api/invocations/{id}/payload", "readPayload", "Its sealed arguments, for an auditor; it is recorded.",
+        read_payload, "Payload", codes=("forbidden", "unknown_hold"),
     ),
     Operation(
         "GET", "/api/quotas", "listQuotas", "What is used of the quotas you may see, by quota and bucket.",

@@ -15,8 +15,9 @@ from anyio import move_on_after
 from broker.faces.cli import house
 from broker.faces.cli.invocation import HEADINGS, detail, find, line, row
 from broker.faces.cli.output import print_json, print_json_line, print_table, say, stamp, tell
-from broker.faces.cli.payload import macs_of, show_payload
+from broker.faces.cli.payload import show_payload
 from broker.faces.cli.records import Records, open_source
+from broker.faces.macs import macs_of
 from broker.faces.words import as_document, span
 from broker.model.invocation import OPEN, Invocation, InvocationQuery, State
 from broker.model.question import FIRST, MOST_CONDITIONS, By, Condition, Group, Sort
@@ -149,7 +150,7 @@ def log(
     if payload != bool(auditor) or (payload and not call):
         raise typer.BadParameter("it takes a CALL, and --as with an auditor's account", param_hint="--payload")
     if broker and (argument or payload):
-        raise typer.BadParameter("a remote broker does not answer that", param_hint="--broker")
+        raise typer.BadParameter("a remote broker answers that in its API only", param_hint="--broker")
     if payload:
         house.run(show_payload, config, call, auditor, password_stdin)
     elif call:
@@ -207,7 +208,10 @@ async def _many(
 ) -> None:
     async with open_source(config, broker) as records:
         if arguments:
-            query = replace(query, macs=macs_of(cast("Store", records.store), arguments))
+            try:
+                query = replace(query, macs=macs_of(cast("Store", records.store).mac, arguments))
+            except ValueError as error:
+                raise typer.BadParameter(str(error), param_hint="--arg") from error
         if follow:
             await _follow(records.store, query, as_json)
         if query.words:

@@ -1,4 +1,4 @@
-"""Arguments that are not in clear: calls are found by them (`broker log --arg`), auditors read them (`--payload`).
+"""Arguments that are sealed: auditors read them (`broker log CALL --payload`).
 
 Whoever can read the database and the key file can open what is sealed; what is kept here is that reading it in the
 ordinary way takes a person with the auditor's scope, and leaves an entry.
@@ -6,8 +6,7 @@ ordinary way takes a person with the auditor's scope, and leaves an entry.
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 import typer
@@ -17,29 +16,9 @@ from broker.faces.cli.invocation import find
 from broker.faces.cli.output import print_json, say
 from broker.faces.cli.passwords import proven
 from broker.faces.cli.records import open_records
-from broker.model.invocation import MAC_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from broker.ports import Store
-
-
-def macs_of(store: Store, given: list[str]) -> tuple[bytes, ...]:
-    """By which calls with these arguments (`PATH=VALUE`) are found; a value is taken as JSON, and as the text it is.
-
-    Raises BadParameter.
-    """
-    found: list[bytes] = []
-    for one in given:
-        path, equals, text = one.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{one!r} is not PATH=VALUE", param_hint="--arg")
-        values: list[Any] = [text]
-        with suppress(ValueError):
-            values.append(orjson.loads(text))
-        found += [store.mac(path, value)[:MAC_BYTES] for value in values]
-    return tuple(found)
 
 
 async def show_payload(config: Path | None, call: str, auditor: str, stdin: bool) -> None:

@@ -19,10 +19,14 @@ from starlette.responses import JSONResponse
 
 from broker.assembly import Broker
 from broker.errors import BrokerError, Conflict, Held
+from broker.model.directory import ApiKey, Client
 from broker.model.hold import Bound
 from broker.model.principal import Principal
 from broker.pipeline.recorder import pack, unpack
 from tests.downstream import answering
+from tests.premises import House as Premises
+from tests.premises import house_with
+from tests.stories.test_call import TOOLS
 from tests.world import agent, broker_with, perform, reviewer, until_state
 
 pytestmark = pytest.mark.anyio
@@ -60,7 +64,7 @@ name: refunds
 tools: [refund]
 rules: [{id: all, effect: hold, reason: a person looks, reviewers: {scopes: [broker.review]}}]
 """
-TOOL = "effect: write\nscopes: [work]"
+GOVERNED = "effect: write\nscopes: [work]"
 QUOTA = "---\nkind: quota\nname: few\ntools: [refund]\ncount: {limit: 9, per: day}\nby: [agent]\n"
 TOOLSET = "---\nkind: toolset\nname: desk\ntools: [refund]\nfor: {agents: [bot]}\n"
 
@@ -110,11 +114,11 @@ POLICY: Mapping[str, Change] = {
     "another rule": ("rules: [", 'rules: [{id: no, when: args.order == "9", effect: deny}, '),
     "a quota": (MANIFESTS[-1], f"\n{QUOTA}"),
     "a toolset": (MANIFESTS[-1], f"\n{TOOLSET}"),
-    "deadline": (TOOL, f"{TOOL}\ncaps: {{timeout: 3s}}"),
-    "cap": (TOOL, f"{TOOL}\ncaps: {{result_bytes: 4096}}"),
-    "when it runs": (TOOL, f"{TOOL}\nrun: on_collect"),
-    "what records keep": (TOOL, f"{TOOL}\nrecord: full"),
-    "what records drop": (TOOL, f"{TOOL}\nredact: [note]"),
+    "deadline": (GOVERNED, f"{GOVERNED}\ncaps: {{timeout: 3s}}"),
+    "cap": (GOVERNED, f"{GOVERNED}\ncaps: {{result_bytes: 4096}}"),
+    "when it runs": (GOVERNED, f"{GOVERNED}\nrun: on_collect"),
+    "what records keep": (GOVERNED, f"{GOVERNED}\nrecord: full"),
+    "what records drop": (GOVERNED, f"{GOVERNED}\nredact: [note]"),
 }
 ROWS: Mapping[str, Row] = {
     "principal_key": Row(
@@ -290,3 +294,40 @@ async def test_a_hold_outlives_neither_its_grant_nor_the_settings_of_holds(
                 assert (await until_state(broker, hold_id, "failed")).effect == "none"
             assert await house.held() != hold_id
             assert asked == []
+
+
+def lose_scope(house: Premises) -> None:
+    house.broker.directory.remove_account("ann")
+    house.person("ann", scopes=["other"])
+
+
+REVOKED: Mapping[str, Callable[[Premises], object]] = {
+    "account": lambda house: house.broker.directory.remove_account("ann"),
+    "role": lose_scope,
+    "client": lambda house: house.broker.directory.remove_client("ann-tool"),
+    "token": lambda house: house.broker.directory.revoke("token-1", 2**53),
+    "key": lambda house: house.broker.directory.revoke_api_key("key-1"),
+}
+
+
+@pytest.mark.parametrize("what", [*REVOKED, "nothing"])
+async def test_what_was_revoked_stops_a_hold_that_waits_to_run(tmp_path: Path, what: str) -> None:
+    async with house_with(tmp_path, TOOLS) as house:
+        house.person("ann", scopes=["notes.write"])
+        directory = house.broker.directory
+        directory.add_client(Client("ann-tool", scopes=None))
+        directory.add_api_key(ApiKey("bot", "key-1", "unused", user="ann", scopes=frozenset({"notes.write"})))
+        of_key = {"name": "bot", "issuer": "api-key", "credential_id": "key-1"}
+        of_token = {"name": "ann-tool", "issuer": house.url, "credential_id": "token-1"}
+        who = agent(user="ann", scopes=["notes.write"], **(of_key if what == "key" else of_token))
+        with pytest.raises(Held) as held:
+            await perform(house.broker, "note_write", {"amount": 500}, who, may_wait=False)
+        hold_id = str(held.value.facts["hold_id"])
+        if what != "nothing":
+            REVOKED[what](house)
+        await house.broker.desk.review(hold_id, approve=True, reviewer=reviewer(), via="test")
+        ended = await until_state(house.broker, hold_id, "failed", "succeeded")
+        if what == "nothing":
+            assert ended.state == "succeeded"
+        else:
+            assert (ended.state, ended.effect, ended.result_digest) == ("failed", "none", "")

@@ -57,6 +57,7 @@ positive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404", "409",
 GIVEN: Mapping[str, Mapping[str, str]] = {
     "getHold": {"path.id": "seen"},
     "getInvocation": {"path.id": "seen"},
+    "readPayload": {"path.id": "seen"},
     "approveHold": {"path.id": "approved"},
     "denyHold": {"path.id": "denied"},
     "proposeGrant": {
@@ -78,7 +79,7 @@ GIVEN: Mapping[str, Mapping[str, str]] = {
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncGenerator[House]:
     async with house_with(tmp_path, TOOLS + ANYTHING, hold={"open_per_agent": 1000}) as house:
-        house.person("rita", ["broker.review", "notes.write"])
+        house.person("rita", ["broker.review", "broker.audit", "notes.write"])
         yield house
 
 

@@ -27,7 +27,7 @@ from examples.demo.house import HouseError
 from tests.bench import systems
 from tests.bench.chart import chart
 from tests.bench.load import Figures, NoCompilerError, compiled, measure
-from tests.bench.systems import PLACE, SkippedError, System, count_records, cpu_s, memory_mb, pin
+from tests.bench.systems import PLACE, SkippedError, System, count_records, cpu_s, memory_mb, pin, stored_bytes
 from tests.bench.wire import EXPECTED
 from tests.bench.zoo import beside_the_zoo
 
@@ -152,7 +152,7 @@ class Bench:
         assert system.database is not None
         answered = sum(row[str(callers)].answers for callers in CALLERS)
         recorded = count_records(system.database)
-        row["record_bytes"] = sum(part.stat().st_size for part in _files(system.database)) / max(1, recorded)
+        row["record_bytes"] = (stored_bytes(system.database) - system.stored_bytes) / max(1, recorded)
         if recorded < answered:
             self.faults.append(f"{system.name}: {answered - recorded} calls have no record")
         verified = subprocess.run(
@@ -193,11 +193,6 @@ class Bench:
             if time.monotonic() > until:
                 raise HouseError(f"the broker does not list {tools} tools: {figures.words[:300]}")
             time.sleep(0.3)
-
-
-def _files(database: Path) -> list[Path]:
-    """The database and its log."""
-    return [path for path in (database, database.with_name(f"{database.name}-wal")) if path.exists()]
 
 
 def _is_ours(name: str) -> bool:

@@ -99,6 +99,7 @@ class System:
     ready_s: float = 0.0
     idle_mb: float = 0.0
     database: Path | None = None
+    stored_bytes: int = 0  # in the database before the first call
     notes: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
@@ -161,7 +162,9 @@ def broker(
         token = house.register("bench", ["bench.echo"])
         idle = memory_mb(pid)
         door = _door(port, token)
-        yield System(name, pid, port, door.call(), door.listing(), ready_s, idle, home / "broker.db")
+        database = home / "broker.db"
+        kept = stored_bytes(database)
+        yield System(name, pid, port, door.call(), door.listing(), ready_s, idle, database, kept)
 
 
 @contextmanager
@@ -289,6 +292,15 @@ def _children(pid: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
+
+
+def stored_bytes(database: Path) -> int:
+    """How large the database is, whatever of it is still in its log."""
+    import sqlite3
+
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as db:
+        (pages,), (size,) = (db.execute(f"pragma {name}").fetchone() for name in ("page_count", "page_size"))
+    return int(pages) * int(size)
 
 
 def count_records(database: Path) -> int:

@@ -13,6 +13,7 @@ import anyio
 import httpx2
 import pytest
 
+from broker.faces.console.pages.hold import previewed
 from broker.model.invocation import InvocationQuery
 from tests.consoles import ORDERS
 from tests.premises import PASSWORD, House, house_with
@@ -265,3 +266,26 @@ async def test_quotas_show_what_is_left_and_what_was_used_over_time_of_ones_own(
         assert "Last month</a>" in page.text
         assert (await rita.get("/console/quotas?span=century")).status_code == 400
         assert "Used of refunds-a-day" not in (await sign_in(raul, house, "raul", "/console/quotas")).text
+
+
+@pytest.mark.parametrize(
+    ("result", "lines"),
+    [
+        ({"content": [{"type": "text", "text": "one\ntwo\u202e"}], "isError": False}, ["one", "two\\u{202e}"]),
+        ({"content": [{"type": "text", "text": '{"a":1}'}], "structuredContent": {"a": 1}}, ["{", '  "a": 1', "}"]),
+        (
+            {"content": [{"type": "text", "text": '{"a":2}'}], "structuredContent": {"a": 1}},
+            ["{", '  "a": 2', "}", "{", '  "a": 1', "}"],
+        ),
+        ({"content": [], "_meta": {}}, ["{", '  "content": [],', '  "_meta": {}', "}"]),
+        (
+            {"content": [{"type": "text", "text": "x", "y": 1}]},
+            ["{", '  "type": "text",', '  "text": "x",', '  "y": 1', "}"],
+        ),
+        ({"content": [{"type": "text", "text": "\ud800"}]}, ["\\u{d800}"]),
+        ("odd", ['"odd"']),
+    ],
+    ids=range(7),
+)
+def test_a_preview_is_shown_as_what_it_says_and_nothing_of_it_is_left_out(result: Any, lines: list[str]) -> None:
+    assert previewed(result) == lines

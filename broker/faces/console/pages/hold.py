@@ -13,7 +13,7 @@ from broker.faces.api.errors import STATUS
 from broker.faces.console import rendering
 from broker.faces.console.pages.grants import suggested
 from broker.faces.console.visit import Visit
-from broker.faces.text import rendered
+from broker.faces.text import rendered, safe
 from broker.faces.words import timeline
 from broker.model.hold import Hold
 from broker.model.invocation import Invocation, InvocationQuery, State
@@ -99,7 +99,7 @@ async def _page(
         arguments=_cut(visit, rendered(arguments)),
         sketch=sketch,
         body=_cut(visit, sketch.body.split("\n") if sketch is not None and sketch.body else []),
-        preview=_cut(visit, rendered(preview)) if preview is not None else None,
+        preview=_cut(visit, previewed(preview)) if preview is not None else None,
         suggested=suggested(arguments) if same else "",
         editable=whole if same and len(whole) <= EDITED_CHARS else "",
         edited=None if edited is None else orjson.dumps(edited).decode(),
@@ -112,6 +112,34 @@ async def _page(
         reviewers=_named(hold.scopes, hold.groups) or [f"scope {office.settings.hold.reviewer_scope}"],
         escalation=_named(hold.escalation_scopes, hold.escalation_groups),
     )
+
+
+def previewed(result: Any) -> list[str]:
+    """What a preview said, as lines: its texts, and its structured content once, although most servers give that as a
+    text too (MCP asks them to). Whatever is not of this shape is shown as it is."""
+    shaped = cast("dict[str, Any]", result) if isinstance(result, dict) else {}
+    content, structured = shaped.get("content"), shaped.get("structuredContent")
+    if not isinstance(content, list) or set(shaped) - {"content", "structuredContent", "isError"}:
+        return rendered(result)
+    lines: list[str] = []
+    for block in cast("list[Any]", content):
+        plain = cast("dict[str, Any]", block) if isinstance(block, dict) else {}
+        text = plain.get("text") if set(plain) == {"type", "text"} else None
+        if not isinstance(text, str):
+            lines += rendered(block)
+        elif (said := _as_json(text)) is None:
+            lines += safe(text, lines=True).split("\n")
+        elif said != structured:
+            lines += rendered(said)
+    return lines + (rendered(structured) if structured is not None else [])
+
+
+def _as_json(text: str) -> Any:
+    """None for what is none."""
+    try:
+        return jiter.from_json(text.encode("utf-8", "surrogatepass"), allow_inf_nan=False, catch_duplicate_keys=True)
+    except ValueError:
+        return None
 
 
 def _cut(visit: Visit, lines: list[str]) -> tuple[list[str], int]:
@@ -131,9 +159,10 @@ async def _before(visit: Visit, found: Invocation) -> list[Invocation]:
         agent=found.agent,
         trace_id=found.trace_id,
         before=found.call_id,
-        limit=OTHERS,
+        limit=2 * OTHERS,
     )
-    return list((await visit.office.page(visit.who, query, hurried=True)).items)
+    page = await visit.office.page(visit.who, query, hurried=True)
+    return [one for one in page.items if one.face != "preview"][:OTHERS]  # those were ours
 
 
 async def _similar(visit: Visit, found: Invocation) -> list[Invocation]:

@@ -17,6 +17,7 @@ from broker.errors import Held, ManifestError
 from broker.model.hold import Preview
 from broker.model.invocation import Invocation
 from broker.pipeline import preview
+from broker.pipeline.granting import Bounds, Whose
 from broker.verifier import verify
 from tests.command import broker as command
 from tests.premises import house_with
@@ -154,6 +155,19 @@ async def test_a_preview_that_is_slow_or_large_is_shown_as_failed(
         assert "took longer than 0.05 s" in preview_of(hold).failed
         cut_off = await until_state(broker, preview_of(hold).call_id, "outcome_unknown")
         assert cut_off.tool == "quote"
+
+
+async def test_a_call_that_a_standing_grant_lets_run_is_not_previewed(tmp_path: Path) -> None:
+    async with broker_with(tmp_path, manifests(), stdio=STDIO) as broker:
+        calls = Whose("", "bot", "settings", "ann", ("ann", "bot"))
+        bounds = Bounds(1, broker.clock.now_ms() + 3_600_000)
+        named = {"tool": "pay", "rule": "money/all"}
+        grant = await broker.grants.draft(reviewer(), calls, bounds, **named, via="test")
+        await broker.grants.decide(reviewer("raul"), grant.grant_id, decision="approve", reason="", via="test")
+        await perform(broker, "pay", {"amount": 1}, caller)
+        assert await records(broker, tool="quote") == []
+        await held(broker, 2)  # it is used up: somebody is asked again, and shown
+        assert len(await records(broker, tool="quote")) == 1
 
 
 async def test_other_arguments_have_no_preview_of_the_old_ones(tmp_path: Path) -> None:

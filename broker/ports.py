@@ -67,8 +67,9 @@ class Authenticator(Protocol):
         counts and nothing has to be read to say so; None otherwise."""
         ...
 
-    async def recheck(self, principal: Principal) -> bool:
-        """Whether the grant behind a principal we once vouched for still holds; False when it was not ours.
+    async def recheck(self, principal: Principal, since_ms: int | None = None) -> bool:
+        """Whether the grant behind a principal we once vouched for still holds; False when it was not ours. since_ms:
+        when it last did; what bears the same name and came after that is another.
 
         For calls that run long after they were authenticated. Raises Unauthenticated (revoked, removed, ended) or
         InsufficientScope (it lost scopes it had).

@@ -103,13 +103,14 @@ class Gatekeeper:
                 return principal if known_here else None
         return None
 
-    async def recheck(self, principal: Principal) -> None:
-        """Whether a principal of before may still act, for calls that run long after they were authenticated.
+    async def recheck(self, principal: Principal, since_ms: int | None = None) -> None:
+        """Whether a principal of before may still act, for calls that run long after they were authenticated: at
+        since_ms, where that is known.
 
         Raises Unauthenticated or InsufficientScope when not; RecordUnavailable.
         """
         for authenticator in self._authenticators:
-            if await authenticator.recheck(principal):
+            if await authenticator.recheck(principal, since_ms):
                 return
         raise Unauthenticated("Nobody here vouches for this caller any more.", reason="revoked")
 

@@ -87,7 +87,11 @@ class ApiKeys:
         """See ports.Authenticator."""
         return self._memory.at_once(mark)
 
-    async def recheck(self, principal: Principal) -> bool:
+    async def recheck(
+        self,
+        principal: Principal,
+        since_ms: int | None = None,  # noqa: ARG002 – the id of a key is never used again
+    ) -> bool:
         """See ports.Authenticator."""
         if principal.issuer != ISSUER:
             return False

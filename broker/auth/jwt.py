@@ -86,7 +86,7 @@ class AccessTokens:
         """See ports.Authenticator."""
         return self._memory.at_once(mark)
 
-    async def recheck(self, principal: Principal) -> bool:
+    async def recheck(self, principal: Principal, since_ms: int | None = None) -> bool:
         """See ports.Authenticator. The embedded issuer's grants are looked up, so a call may outlive its access
         token, not its grant; of an external issuer nothing but the token is known, so the token's end is the grant's.
         """
@@ -98,7 +98,7 @@ class AccessTokens:
                 raise refused("has expired", "expired")
             return True
         standing = await self._standing(principal.agent, principal.user, principal.credential_id)
-        _check(standing, principal.user)
+        _check(standing, principal.user, since_ms)
         lost = principal.scopes - _allowed(standing, principal.scopes)
         if lost:
             raise InsufficientScope("The caller no longer has every scope it had.", missing=sorted(lost))

@@ -38,7 +38,11 @@ class Local:
     def remembered(self, mark: bytes) -> Principal | None:  # noqa: ARG002 – as above
         return None
 
-    async def recheck(self, principal: Principal) -> bool:
+    async def recheck(
+        self,
+        principal: Principal,
+        since_ms: int | None = None,  # noqa: ARG002 – its names are the settings' own
+    ) -> bool:
         """See ports.Authenticator. Another process may have been started with another identity: that one stands."""
         if principal.issuer != ISSUER:
             return False

@@ -31,7 +31,7 @@ from broker.pipeline.reviewers import approves, confirms, lacks
 from broker.ports import Backend, Clock, Store
 
 Run = Callable[[Entry, Call], Awaitable[Answer]]
-Recheck = Callable[[Principal], Awaitable[None]]
+Recheck = Callable[[Principal, int], Awaitable[None]]
 ReviewerNow = Callable[[Approval], Awaitable[Principal | None]]
 
 NOTICE_S = 5.0  # the longest an approval waits for the runner to look, when no change was signalled
@@ -40,8 +40,8 @@ log = structlog.get_logger("broker.runner")
 
 
 class Runner:
-    """recheck: raises Unauthenticated or Forbidden when the principal's grant no longer holds (revoked, expired,
-    removed). reviewer_now: this reviewer with the scopes and groups of now; None when nobody can say."""
+    """recheck: raises Unauthenticated or Forbidden when the grant the principal had then holds no longer (revoked,
+    expired, removed). reviewer_now: this reviewer with the scopes and groups of now; None when nobody can say."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class Runner:
         """Everything that may have changed since the hold, and is not the tool's or its rules': the quota is still
         reserved. Raises BrokerError."""
         try:
-            await self._recheck(call.principal)
+            await self._recheck(call.principal, call.received_at_ms)
         except Exception as error:  # a failing check of a grant must not let the call run
             raise as_broker_error(error) from error
         own = [one for one in hold.approvals if confirms(hold, call.principal, one)]

@@ -19,13 +19,13 @@ from starlette.responses import JSONResponse
 
 from broker.assembly import Broker
 from broker.errors import BrokerError, Conflict, Held
-from broker.model.directory import ApiKey, Client
+from broker.model.directory import Account, ApiKey, Client
 from broker.model.hold import Bound
 from broker.model.principal import Principal
 from broker.pipeline.recorder import pack, unpack
 from tests.downstream import answering
 from tests.premises import House as Premises
-from tests.premises import house_with
+from tests.premises import house_with, password_hash
 from tests.stories.test_call import TOOLS
 from tests.world import agent, broker_with, perform, reviewer, until_state
 
@@ -301,9 +301,18 @@ def lose_scope(house: Premises) -> None:
     house.person("ann", scopes=["other"])
 
 
+def be_followed_by_a_namesake(house: Premises) -> None:
+    later = house.broker.clock.now_ms() + 2000
+    house.broker.directory.remove_account("ann")
+    house.broker.directory.add_account(
+        Account("ann", password_hash(), scopes=frozenset({"notes.write"}), created_at_ms=later)
+    )
+
+
 REVOKED: Mapping[str, Callable[[Premises], object]] = {
     "account": lambda house: house.broker.directory.remove_account("ann"),
     "role": lose_scope,
+    "person": be_followed_by_a_namesake,
     "client": lambda house: house.broker.directory.remove_client("ann-tool"),
     "token": lambda house: house.broker.directory.revoke("token-1", 2**53),
     "key": lambda house: house.broker.directory.revoke_api_key("key-1"),

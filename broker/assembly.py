@@ -167,6 +167,7 @@ class Broker:
                 backends=backends,
                 clock=clock,
                 calls=settings.limits.calls,
+                results_ms=retention(settings.record.retention).results_ms,
             )
             reconciler = Reconciler(
                 settings=settings,

@@ -74,6 +74,10 @@ class Apart:
             raise outcome[0]
         return outcome[0]
 
+    def has(self, call_id: str) -> bool:
+        """Whether it runs here, or what it came to is just being told."""
+        return call_id in self._running
+
     def cancel(self, call_id: str) -> None:
         """End this call, if it goes on here: its caller asked for that."""
         if running := self._running.get(call_id):

@@ -65,7 +65,8 @@ log = structlog.get_logger("broker.call")
 
 
 class Pipeline:
-    """backends: looked up at each dispatch, so a reload may change the mapping. calls: most calls at once."""
+    """backends: looked up at each dispatch, so a reload may change the mapping. calls: most calls at once. results_ms:
+    how long results are kept that nobody collects."""
 
     def __init__(
         self,
@@ -77,6 +78,7 @@ class Pipeline:
         backends: Mapping[str, Backend],
         clock: Clock,
         calls: int,
+        results_ms: int,
     ) -> None:
         self._shelf = shelf
         self._store = store
@@ -89,7 +91,13 @@ class Pipeline:
         self._unrecorded: list[Outcome] = []
         self._apart = Apart()
         self.tasks = Tasks(
-            store=store, desk=desk, clock=clock, apart=self._apart, perform=self.perform, run=self.run_held
+            store=store,
+            desk=desk,
+            clock=clock,
+            apart=self._apart,
+            perform=self.perform,
+            run=self.run_held,
+            results_ms=results_ms,
         )
         self.tally = Tally()
         self.watch: Watch | None = None  # set by the assembly where calls are traced
@@ -233,6 +241,7 @@ class Pipeline:
         entry = await self._resolve(call)
         if missing := sorted(entry.tool.scopes - call.principal.scopes):
             raise await self._refuse(call, entry, _lacking(call, missing), rule="default")
+        self._nothing_unrecorded()
         at_ms, version = self._now(), self._shelf.current.version
         intent = recorder.intent(call, entry, at_ms=at_ms, policy_version=version, mac=self._store.mac)
         self._told(call, entry, intent, (await self._store.admit(intent)).state)
@@ -253,13 +262,17 @@ class Pipeline:
             raise await self._refuse(call, None, _unknown(call))
         return entry
 
-    async def _admit(self, call: Call, entry: Entry, verdict: Verdict) -> Admission:
-        """One transaction: the intent, every charge, the hold; or the refusal of the first quota that is short."""
+    def _nothing_unrecorded(self) -> None:
+        """Raises RecordUnavailable while the outcome of another call could not be written: nothing new is sent then."""
         if self._unrecorded:
             raise RecordUnavailable(
                 "Refused: the outcome of an earlier call could not be recorded yet, so nothing new is sent.",
                 next_step="Try again in a few seconds.",
             )
+
+    async def _admit(self, call: Call, entry: Entry, verdict: Verdict) -> Admission:
+        """One transaction: the intent, every charge, the hold; or the refusal of the first quota that is short."""
+        self._nothing_unrecorded()
         began = perf_counter_ns()
         intent = await self._intent(call, entry, verdict)
         if entry.preview is not None and await self._asks_anew(intent):

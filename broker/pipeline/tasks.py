@@ -48,7 +48,6 @@ from broker.pipeline.reviewers import name_of
 from broker.pipeline.runner import Run
 from broker.ports import Clock, Collected, Store
 
-LONGEST_MS = 30 * 86_400_000
 POLL_MS, POLL_HELD_MS = 500, 2_000
 QUESTIONS, QUESTION_BYTES = 1_000, 67_108_864  # open at once, in all; beyond it the oldest are forgotten
 WITHDRAWN = "withdrawn by the caller"
@@ -64,11 +63,12 @@ class _Question:
     state: str | None
     size_bytes: int
     given: dict[str, Any] = field(default_factory=dict[str, Any])
+    is_answered: bool = False  # the next round is being made
     is_cancelled: bool = False
 
 
 class Tasks:
-    """perform: makes the next round of a call. run: as of `Desk.stands`."""
+    """perform: makes the next round of a call. run: as of `Desk.stands`. results_ms: as of `Retention`."""
 
     def __init__(
         self,
@@ -79,6 +79,7 @@ class Tasks:
         apart: Apart,
         perform: Callable[[Call], Awaitable[Answer]],
         run: Run,
+        results_ms: int,
     ) -> None:
         self._store = store
         self._desk = desk
@@ -86,6 +87,7 @@ class Tasks:
         self._apart = apart
         self._perform = perform
         self._run = run
+        self._results_ms = results_ms
         self._questions: OrderedDict[str, _Question] = OrderedDict()  # by call
         self._next: OrderedDict[str, str] = OrderedDict()  # call -> call of the next round
 
@@ -111,12 +113,18 @@ class Tasks:
         invocation = await self._own(invocation.call_id, principal)
         if not isinstance(ended, Answer) or ended.more.get("resultType") != INPUT_REQUIRED:
             return self._task(invocation, _status(invocation, ended), ended)
+        if self._latest(call_id) != invocation.call_id:
+            return await self.look(call_id, principal)  # it was answered while we looked
         question = self._questions.get(invocation.call_id)
+        if question is None and self._apart.has(invocation.call_id):
+            return self._task(invocation, "working", None)  # recorded, and what it asks is not written down yet
         if question is None:
             lost = OutcomeUnknown("The broker ended while this call waited for input.", next_step="Make it again.")
             return self._task(invocation, "failed", lost)
         if question.is_cancelled:
             return self._task(invocation, "cancelled", None)
+        if question.is_answered:
+            return self._task(invocation, "working", None)
         left = {name: ask for name, ask in question.asks.items() if name not in question.given}
         return replace(self._task(invocation, "input_required", None), asks=left)
 
@@ -125,7 +133,7 @@ class Tasks:
         UnknownTask."""
         latest = (await self._own(self._latest(call_id), principal)).call_id
         question = self._questions.get(latest)
-        if question is None or question.is_cancelled:
+        if question is None or question.is_cancelled or question.is_answered:
             return
         answers = {name: given for name, given in responses.items() if name in question.asks}
         question.given |= answers
@@ -142,14 +150,18 @@ class Tasks:
             back=None,
             laps_us={},
         )
-        del self._questions[latest]
-        self._next[latest] = again.id
-        if len(self._next) > QUESTIONS:
-            self._next.popitem(last=False)
+        question.is_answered = True
         try:
             await self._perform(again)
         except BrokerError:
-            return  # as records have it, which is what is looked at
+            pass  # as records have it, which is what is looked at
+        finally:
+            self._questions.pop(latest, None)
+            self._next[latest] = again.id
+            if len(self._next) > QUESTIONS:
+                self._next.popitem(last=False)
+            if question.is_cancelled:
+                self._apart.cancel(again.id)
 
     async def cancel(self, call_id: str, principal: Principal) -> None:
         """Take the call back, or end it; one that has ended stays as it is. Raises UnknownTask."""
@@ -224,7 +236,7 @@ class Tasks:
             status=status,
             created_at_ms=invocation.at_ms,
             changed_at_ms=invocation.changed_at_ms,
-            ttl_ms=min(kept_ms, LONGEST_MS),
+            ttl_ms=min(kept_ms, self._results_ms),
             poll_ms=POLL_MS if hold is None else POLL_HELD_MS,
             message=working,
             ended=ended,

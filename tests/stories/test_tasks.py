@@ -313,3 +313,23 @@ async def test_results_of_tasks_are_kept_for_their_lifetime(tmp_path: Path) -> N
         house.broker.store._tidy_at = 0.0  # type: ignore[attr-defined]
         await house.broker.store.sweep(begun_ms + created["ttlMs"] + 1_000)
         assert "no longer kept" in (await wire.task("get", created["taskId"]))["result"]["content"][0]["text"]
+
+
+async def test_who_polls_all_the_time_never_sees_a_task_between_two_rounds(tmp_path: Path) -> None:
+    async with reading(tmp_path, Conformance(is_plain=True), manifests=SLOW + OWN) as house:
+        wire, seen = Wire(house.url, "ann", ABLE), list[Any]()
+        for _ in range(5):
+            created = await wire.call("confirm_delete")
+
+            async def poll(task_id: str, last: str) -> None:
+                while not seen or seen[-1] != last:
+                    told = await Wire(house.url, "ann", ABLE).task("get", task_id)
+                    seen.append(told.get("status", told))
+
+            async with anyio.create_task_group() as polling:
+                polling.start_soon(poll, created["taskId"], "completed")
+                await wire.ended(created["taskId"], "input_required")
+                given = {"confirm": {"action": "accept", "content": {"confirm": True}}}
+                await wire.task("update", created["taskId"], inputResponses=given)
+            assert set(seen) <= {"working", "input_required", "completed"}
+            seen.clear()

@@ -115,7 +115,7 @@ def serve() -> None:
 def _become(wanted: Mapping[str, Any]) -> NoReturn:
     from broker.faces.cli.app import run
 
-    signal.alarm(DEADLINE_S)
+    signal.alarm(wanted.get("within_s", DEADLINE_S))
     os.chdir(wanted["cwd"])
     os.environ.clear()
     os.environ.update(wanted["env"])

@@ -29,6 +29,7 @@ from tests.shim import Shim, compiled
 
 ROOT = Path(__file__).parents[1]
 DEADLINE_S = 30.0
+SERVES_S = 300  # after which a forgotten one is ended
 
 
 # -------------------------------------------------------------------------------------------------------- the forker
@@ -95,7 +96,9 @@ class Serving:
         files[2].write_text("")  # whoever served from this folder before has said that it was ready
         env = environment(self.folder, {"BROKER_SHIM": str(self.shim.path)})
         words = ("serve", "--port", "0")
-        self._pid = _ask({"words": words, "cwd": str(self.folder), "env": env, "files": [str(file) for file in files]})
+        names = [str(file) for file in files]
+        wanted = {"words": words, "cwd": str(self.folder), "env": env, "files": names, "within_s": SERVES_S}
+        self._pid = _ask(wanted)
         said, until = "", time.monotonic() + DEADLINE_S
         while time.monotonic() < until:
             said = files[2].read_text()

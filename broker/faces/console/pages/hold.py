@@ -20,6 +20,7 @@ from broker.model.invocation import Invocation, InvocationQuery, State
 from broker.pipeline.editing import changed
 
 OTHERS = 5
+SCAN = 5_000  # calls looked at for what the agent did before: a task is of one sitting
 JUDGED: tuple[State, ...] = ("rejected", "expired", "withdrawn", "succeeded", "failed", "outcome_unknown")
 LINES = 200  # of arguments, of a body, of a preview, before the page asks whether to show all of them
 EDITED_CHARS = 30_000  # longer arguments are not for a form
@@ -160,8 +161,9 @@ async def _before(visit: Visit, found: Invocation) -> list[Invocation]:
         trace_id=found.trace_id,
         before=found.call_id,
         limit=2 * OTHERS,
+        scan=SCAN,
     )
-    page = await visit.office.page(visit.who, query, hurried=True)
+    page = await visit.office.page(visit.who, query)
     return [one for one in page.items if one.face != "preview"][:OTHERS]  # those were ours
 
 

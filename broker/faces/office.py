@@ -45,7 +45,7 @@ from broker.ports import Backend, Clock, Directory, QueueCount, Store
 from broker.settings import Settings
 
 SCANNED = 1_000  # of what waits, for somebody who may see some of it
-HASTE_S = 0.1  # how long one page's calls are looked for, where few may fit
+HASTE_S = 0.08  # how long one page's calls are looked for, where few may fit
 STEP = 1_000  # of them at first; a step that took less than QUICK_S is followed by one twice as long
 QUICK_S = 0.02
 SCANNED_BUCKETS, _PAGE_OF_BUCKETS = 20_000, 1_000  # the same for quotas

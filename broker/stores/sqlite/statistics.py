@@ -17,7 +17,7 @@ from broker.model.statistics import CallSlot, CallSums, Judged, Seen, Span, Spen
 
 LATELY = 25_000  # calls that charts are made of, and among which an agent called lately
 STEP = 1_000
-PATIENCE_S = 0.08
+PATIENCE_S = 0.05
 HELD = 20_000
 WINDOWS = 5_000
 AGENTS = 200

@@ -19,7 +19,7 @@ from broker.faces.cli.serving import office_of
 from broker.faces.console import PAGES
 from broker.model.invocation import InvocationQuery
 from broker.model.principal import Principal
-from broker.stores.sqlite import store
+from broker.stores.sqlite import store, sweep
 from broker.stores.sqlite.database import connect
 from tests.bench.console import MANIFEST, PEOPLE, pages, sign_in
 from tests.bench.seed import seed
@@ -114,3 +114,11 @@ async def test_pages_made_in_haste_show_each_call_once(
         assert await shown("before", "") == expected
         oldest = every[-1].call_id
         assert await shown("after", oldest) == [one for one in expected[::-1] if one != oldest]
+
+
+@pytest.mark.parametrize("sql", sweep.OLD_RESULTS)
+def test_tidying_results_does_not_walk_through_all_that_is_kept(sql: str, tmp_path: Path) -> None:
+    seed(tmp_path / "broker.db", 3)
+    with closing(connect(tmp_path / "broker.db")) as db:
+        steps = [row[3] for row in db.execute(f"explain query plan {sql}", (1, 1, 1, 1))]
+    assert not [step for step in steps if step.startswith("SCAN") and "USING COVERING INDEX payload_" not in step]

@@ -138,7 +138,11 @@ def bind(settings: Settings) -> socket.socket:
     """The listening socket, so that its port is known before anything is told. Raises OSError when it is taken."""
     host, port = settings.listen.host, settings.listen.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=2048)
+    bound = socket.create_server((host, port), family=family, backlog=2048)
+    # Connections inherit it. Without, the second piece of an answer waits 40 ms for the client's acknowledgement of the
+    # first; asyncio sets it for sockets that name their protocol, which these do not.
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return bound
 
 
 def url_of(bound: socket.socket) -> str:

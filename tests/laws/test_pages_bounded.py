@@ -4,6 +4,7 @@ bounded number of the newest. How long that takes with a million calls is for `m
 from __future__ import annotations
 
 import re
+import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,7 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from broker.faces import office
+from broker.faces import office, web
 from broker.faces.cli.serving import office_of
 from broker.faces.console import PAGES
 from broker.model.invocation import InvocationQuery
@@ -24,7 +25,7 @@ from broker.stores.sqlite.database import connect
 from tests.bench.console import MANIFEST, PEOPLE, pages, sign_in
 from tests.bench.seed import seed
 from tests.premises import house_with
-from tests.world import broker_with
+from tests.world import broker_with, settings_in
 
 pytestmark = pytest.mark.anyio
 
@@ -122,3 +123,12 @@ def test_tidying_results_does_not_walk_through_all_that_is_kept(sql: str, tmp_pa
     with closing(connect(tmp_path / "broker.db")) as db:
         steps = [row[3] for row in db.execute(f"explain query plan {sql}", (1, 1, 1, 1))]
     assert not [step for step in steps if step.startswith("SCAN") and "USING COVERING INDEX payload_" not in step]
+
+
+def test_no_piece_of_an_answer_waits_for_the_one_before_to_be_acknowledged(tmp_path: Path) -> None:
+    with (
+        web.bind(settings_in(tmp_path, MANIFEST, listen={"port": 0})) as bound,
+        socket.create_connection(bound.getsockname()),
+        bound.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

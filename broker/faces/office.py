@@ -47,7 +47,7 @@ from broker.settings import Settings
 SCANNED = 1_000  # of what waits, for somebody who may see some of it
 HASTE_S = 0.08  # how long one page's calls are looked for, where few may fit
 STEP = 1_000  # of them at first; a step that took less than QUICK_S is followed by one twice as long
-QUICK_S = 0.02
+QUICK_S = 0.005  # what lies further back may be on the disk alone
 SCANNED_BUCKETS, _PAGE_OF_BUCKETS = 20_000, 1_000  # the same for quotas
 QUEUE_FILTERS = ("tool", "agent", "user", "rule")
 LATELY = 100  # held calls looked through for somebody who may see few of them

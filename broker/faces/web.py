@@ -22,6 +22,7 @@ import anyio
 import orjson
 import structlog
 import uvicorn
+from anyio.abc import TaskStatus
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Router
 
@@ -169,7 +170,7 @@ async def serve(
     async with app.running(), anyio.create_task_group() as tasks:
         leave = stop or anyio.Event()
         if stop is None:
-            tasks.start_soon(_signals, server, leave)
+            await tasks.start(_signals, server, leave)  # before it is told to be ready: a signal may follow at once
         tasks.start_soon(_leave, server, app, leave, settings.limits.drain_s)
         tasks.start_soon(memory.give_back)
         try:
@@ -231,8 +232,9 @@ def _leave_what_stays() -> None:
     gc.set_threshold(GARBAGE)
 
 
-async def _signals(server: _Server, leave: anyio.Event) -> None:
+async def _signals(server: _Server, leave: anyio.Event, *, task_status: TaskStatus[None]) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         async for number in signals:
             if leave.is_set() and number == signal.SIGINT:
                 server.force_exit = True

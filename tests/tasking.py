@@ -20,6 +20,22 @@ CAPABILITIES = "io.modelcontextprotocol/clientCapabilities"
 TAKES_TASKS: Mapping[str, Any] = {"extensions": {EXTENSION: {}}}
 ENDED = ("completed", "failed", "cancelled")
 
+# A tool whose calls a policy of the story holds.
+NOTES = """
+kind: backend
+name: files
+static: {}
+---
+kind: tool
+name: note_write
+effect: write
+scopes: [notes.write]
+backend: files
+input: {type: object, properties: {amount: {type: number}}, required: [amount]}
+static: {text: written}
+---
+"""
+
 
 class CreateTaskResult(Result):
     model_config = ConfigDict(extra="allow", populate_by_name=True)

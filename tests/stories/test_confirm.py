@@ -17,24 +17,14 @@ from mcp.client.streamable_http import streamable_http_client
 
 from tests.premises import House, house_with
 from tests.stories.test_console import browsing, hidden, sign_in
-from tests.tasking import TAKES_TASKS, Wire
+from tests.tasking import NOTES, TAKES_TASKS, Wire
 from tests.world import records
 
 pytestmark = pytest.mark.anyio
 
-RULES = """
-kind: backend
-name: files
-static: {}
----
-kind: tool
-name: note_write
-effect: write
-scopes: [notes.write]
-backend: files
-input: {type: object, properties: {amount: {type: number}}, required: [amount]}
-static: {text: written}
----
+RULES = (
+    NOTES
+    + """
 kind: policy
 name: notes
 tools: [note_write]
@@ -42,6 +32,7 @@ rules:
   - {id: own, when: args.amount > 10.0, effect: hold, reason: your user has to know, confirm: caller}
   - {id: huge, when: args.amount > 1000.0, effect: hold, reason: somebody else has to look}
 """
+)
 VISITS: dict[str, Any] = {"elicitation": {"url": {}}}
 
 

@@ -15,30 +15,21 @@ import pytest
 from tests.conformance.server import build
 from tests.library import Reading, client_of, reading
 from tests.serving import modern, modern_headers
-from tests.tasking import CAPABILITIES, EXTENSION, Tasks, Wire
+from tests.tasking import CAPABILITIES, EXTENSION, NOTES, Tasks, Wire
 from tests.world import records, reviewer, until_state
 
 pytestmark = pytest.mark.anyio
 
 CALLER = "ann~notes.write"
-TOOLS = """
-kind: backend
-name: files
-static: {}
----
-kind: tool
-name: note_write
-effect: write
-scopes: [notes.write]
-backend: files
-input: {type: object, properties: {amount: {type: number}}, required: [amount]}
-static: {text: written}
----
+TOOLS = (
+    NOTES
+    + """
 kind: policy
 name: notes
 tools: [note_write]
 rules: [{id: large, when: args.amount > 10.0, effect: hold, reason: large ones need a person}]
 """
+)
 SLOW = """
 kind: import
 name: everything

@@ -23,7 +23,7 @@ class Breaker:
     def __init__(self, backend: str, now: Callable[[], float]) -> None:
         self._backend = backend
         self._now = now
-        self._failures = 0
+        self.failures = 0  # in a row
         self._pause_s = FIRST_PAUSE_S
         self._opens_again_at = 0.0
         self._probing = False
@@ -36,7 +36,7 @@ class Breaker:
         wait_s = self._opens_again_at - self._now()
         if wait_s > 0 or self._probing:
             raise Unavailable(
-                f"Backend {self._backend!r} could not be reached {self._failures} times in a row ({self.reason}) and "
+                f"Backend {self._backend!r} could not be reached {self.failures} times in a row ({self.reason}) and "
                 "is not asked for a moment. Nothing was sent.",
                 next_step="Try again shortly.",
                 retry_after_ms=max(1, round(wait_s * 1000)),
@@ -45,14 +45,14 @@ class Breaker:
 
     def succeeded(self) -> None:
         """It answered, whatever it said."""
-        self._failures, self._pause_s, self._probing, self.reason = 0, FIRST_PAUSE_S, False, ""
+        self.failures, self._pause_s, self._probing, self.reason = 0, FIRST_PAUSE_S, False, ""
 
     def failed(self, reason: str) -> None:
         """No connection could be made."""
-        self._failures += 1
+        self.failures += 1
         if self._probing:
             self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
-        if self._probing or self._failures >= FAILURES:
+        if self._probing or self.failures >= FAILURES:
             self.reason = reason
             self._opens_again_at = self._now() + self._pause_s
         self._probing = False

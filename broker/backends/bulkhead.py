@@ -29,18 +29,20 @@ class Bulkhead:
         """
         return _Place(self, deadline)
 
-    async def take(self, deadline: float) -> None:
-        """As `place`, to be given back by `give_back`."""
+    def take(self) -> bool:
+        """As `place`, to be given back by `give_back`; False when no place is free now: `wait` for one."""
         try:
             self._free.acquire_nowait()
         except anyio.WouldBlock:
-            await self._wait(deadline)
+            return False
+        return True
 
     def give_back(self) -> None:
-        """After `take`, whatever happened since."""
+        """After `take` or `wait`, whatever happened since."""
         self._free.release()
 
-    async def _wait(self, deadline: float) -> None:
+    async def wait(self, deadline: float) -> None:
+        """Take a place when one comes free. Raises and is cancelled as `place` is."""
         try:
             with anyio.fail_after(min(self._wait_s, deadline - anyio.current_time())):
                 await self._free.acquire()
@@ -68,7 +70,8 @@ class _Place:
         self._deadline = deadline
 
     async def __aenter__(self) -> None:
-        await self._bulkhead.take(self._deadline)
+        if not self._bulkhead.take():
+            await self._bulkhead.wait(self._deadline)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -74,6 +74,9 @@ class Inflater:
             raise BadEncodingError("it ended in the middle of its compressed data")
 
 
+_SHALLOW = 100  # brackets: what has no more is not nested too deep for any parser
+
+
 def strict_json(body: bytes) -> Any:
     """The JSON value of this body. Raises ValueError as `strict_json_text` does."""
     return strict_json_text(body)[0]
@@ -85,13 +88,16 @@ def strict_json_text(body: bytes) -> tuple[Any, bytes]:
     Raises ValueError saying why it is none we pass on: invalid, a key twice, NaN or Infinity, a number beyond 64 bits,
     nesting too deep.
 
-    Parsed twice, because neither parser refuses everything: orjson reads the last of two equal keys and rounds large
-    integers, jiter reads 1e400 as infinity.
+    JSON that is written as we write it is read once: orjson keeps the last of two equal keys, rounds large integers and
+    writes infinity as null, so what it writes again would differ. Other text is parsed twice, because neither parser
+    refuses everything: jiter reads 1e400 as infinity.
     """
     try:
-        value = jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True)
-        orjson.loads(body)
+        value = orjson.loads(body)
         text = orjson.dumps(value)
+        if text != body or body.count(b"[") + body.count(b"{") > _SHALLOW:
+            value = jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True)
+            text = orjson.dumps(value)
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(_plain(str(error))[:120]) from None
     return value, text
@@ -118,12 +124,13 @@ def cut_lists(message: Any, most: int) -> bool:
 
 @lru_cache(maxsize=256)
 def media_type(header: str) -> tuple[str, str]:
-    """(type/subtype, charset) in lower case; charset "" when not given."""
+    """(type/subtype, charset) in lower case; charset "" when not given. Servers say one of a few."""
     kind, _, parameters = header.partition(";")
     match = re.search(r"""charset\s*=\s*"?([A-Za-z0-9_-]+)""", parameters, re.IGNORECASE)
     return kind.strip().lower(), match[1].lower() if match else ""
 
 
+@lru_cache(maxsize=256)
 def is_json(kind: str) -> bool:
     return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -16,7 +16,7 @@ import httpx2
 
 from broker.errors import Broken, BrokerError, TimedOut, Unavailable
 from broker.model.back import Back
-from broker.model.empty import nothing
+from broker.model.empty import NOTHING
 
 
 class Cut(httpx2.StreamError):
@@ -36,7 +36,7 @@ class Exchange:
     """
 
     deadline: float
-    send: Mapping[str, str] = field(default_factory=nothing)
+    send: Mapping[str, str] = NOTHING
     left: bool = False
     status: int = 0
     error: BrokerError | None = None
@@ -46,7 +46,7 @@ class Exchange:
     repeatable: bool = False
     is_exact: bool = False
     back: Back | None = None
-    told: Mapping[str, Any] = field(default_factory=nothing)
+    told: Mapping[str, Any] = NOTHING
 
     def fail(self, error: BrokerError) -> None:
         """The first failure is the cause; what follows are its consequences."""

@@ -13,10 +13,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
 import anyio
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -46,6 +46,8 @@ from broker.model.call import Call
 from broker.model.sketch import Sketch
 from broker.model.tool import Tool
 from broker.ports import BackendContext, Health, Offer
+
+C = TypeVar("C")
 
 LAST_CALLS_S = 5.0  # how long closing waits for calls under way
 PAUSE_S = 0.1  # before a second attempt; doubles, with jitter
@@ -128,6 +130,7 @@ class HttpBackend:
     def __init__(self, name: str, spec: Spec, context: BackendContext) -> None:
         self.name = name
         self._spec = spec
+        self._timeout_s = spec.timeout
         self._context = context
         self._origin = spec.origin
         self._places = Bulkhead(name, places=spec.concurrent, wait_s=spec.queue_timeout)
@@ -162,7 +165,7 @@ class HttpBackend:
             self._origin,
             allow_private=self._spec.allow_private,
             cap=self._spec.response_bytes,
-            connections=self._spec.concurrent,
+            connections=None,  # as many as there are calls
             connect_s=self._spec.connect_timeout,
             tls=tls,
         )
@@ -185,72 +188,90 @@ class HttpBackend:
         self._context.offer_changed(self.name)
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any], call: Call) -> Answer:
-        """See ports.Backend. Raises InvalidArguments (effect none) for a value its place cannot carry, too."""
-        if self._upstream is None or self._closed:
+        """See ports.Backend. Raises InvalidArguments (effect none) for a value its place cannot carry, too.
+
+        The connection keeps the deadline (upstream.py): a scope of cancellation would cost more than all else here.
+        """
+        upstream = self._upstream
+        if upstream is None or self._closed:
             raise Unavailable(f"Backend {self.name!r} is closed or cannot be used ({self._detail}). Nothing was sent.")
-        placements = cast("Placements", tool.action)
-        placed = placements.place(arguments)
-        timeout_s = min(tool.timeout_s, self._spec.timeout)
+        placed = cast("Placements", tool.action).place(arguments)
+        timeout_s = min(tool.timeout_s, self._timeout_s)
         deadline = asyncio.get_running_loop().time() + timeout_s
-        attempts = _Attempts(repeatable=tool.idempotent or tool.effect == "read")
-        await self._places.take(deadline)
+        attempts = _Attempts(tool.idempotent or tool.effect == "read")
+        most, pause_s = (self._spec.retry.attempts if attempts.repeatable else 1), PAUSE_S
+        if not self._places.take():
+            await self._places.wait(deadline)
         try:
-            return await self._attempt(
-                placed, call, deadline, self._spec.retry.attempts if attempts.repeatable else 1, attempts
-            )
+            while True:
+                most -= 1
+                try:
+                    return await self._once(upstream, placed, call, deadline, attempts)
+                except TimedOut:
+                    raise TimeoutError from None
+                except BackendError as error:
+                    wait_s = error.facts.get("retry_after_ms", 0) / 1000 or pause_s * random.uniform(0.5, 1.5)  # noqa: S311 – jitter
+                    late = anyio.current_time() + wait_s >= deadline
+                    if most <= 0 or late or not self._worth_again(error):
+                        raise attempts.honest(error) from None
+                await anyio.sleep(wait_s)
+                pause_s *= 2
         except TimeoutError:
             raise attempts.honest(Exchange(deadline, left=attempts.left).overdue(self.name, timeout_s)) from None
         finally:
             self._places.give_back()
-
-    async def _attempt(self, placed: Placed, call: Call, deadline: float, most: int, attempts: _Attempts) -> Answer:
-        """Up to `most` times. Raises TimeoutError at the deadline, which the connection keeps (upstream.py): a scope of
-        cancellation would cost more than everything else here."""
-        pause_s = PAUSE_S
-        while True:
-            most -= 1
-            try:
-                return await self._once(placed, call, deadline, attempts)
-            except TimedOut:
-                raise TimeoutError from None
-            except BackendError as error:
-                wait_s = error.facts.get("retry_after_ms", 0) / 1000 or pause_s * random.uniform(0.5, 1.5)  # noqa: S311 – jitter
-                late = anyio.current_time() + wait_s >= deadline
-                if most <= 0 or late or not self._worth_again(error):
-                    raise attempts.honest(error) from None
-            await anyio.sleep(wait_s)
-            pause_s *= 2
 
     def _worth_again(self, error: BackendError) -> bool:
         if isinstance(error, Unavailable):
             return not self._breaker.reason
         return error.facts.get("http_status") in self._spec.retry.statuses
 
-    async def _once(self, placed: Placed, call: Call, deadline: float, attempts: _Attempts) -> Answer:
-        self._breaker.enter()
+    async def _once(
+        self, upstream: Upstream, placed: Placed, call: Call, deadline: float, attempts: _Attempts
+    ) -> Answer:
+        """One attempt: the request, its answer read, the breaker told."""
+        breaker = self._breaker
+        if breaker.reason:
+            breaker.enter()
         exchange = Exchange(deadline, repeatable=attempts.repeatable, is_exact=True)
         told = False
         try:
-            answer = await self._ask(placed, call, exchange)
+            credential = None if self._auth is None else await _within(deadline, self._auth.header())
+            if placed.headers or credential is not None or placed.body is None or call.trace_parent:
+                lines = self._lines(placed, call, credential)
+            else:  # the most usual request: only the ids differ from the last one
+                key, own = (call.sent_as or call.id).encode("latin-1"), call.id.encode()
+                lines = Lines(self._usual.text % (key, own), self._usual.number)
+            response = await upstream.ask(placed.method, self._target(placed), lines, placed.body, exchange)
+            body = response.whole() if response.status < 300 else None
+            if body is None:
+                body = await self._body(response)
+            if response.status == 401 and self._auth is not None and credential is not None:
+                again = await _within(deadline, self._auth.renewed(credential[1]))
+                if again is not None:
+                    lines = self._lines(placed, call, again)
+                    response = await upstream.ask(placed.method, self._target(placed), lines, placed.body, exchange)
+                    body = await self._body(response)
+            answer = self._read(response, body)
             told = True
-            self._reached()
+            if breaker.failures:
+                self._reached()
             return answer
-        except Unavailable as error:
-            told = True
-            self._unreached(str(error.facts.get("reason", error.message)))
-            raise
-        except TimedOut:
-            raise  # whether it is there is not known
-        except BrokerError:
-            told = True
-            self._reached()
-            raise
+        except (Cut, BrokerError) as raised:
+            error = raised.error if isinstance(raised, Cut) else raised
+            if isinstance(error, Unavailable):
+                told = True
+                self._unreached(str(error.facts.get("reason", error.message)))
+            elif not isinstance(error, TimedOut):  # then nobody knows whether it is there
+                told = True
+                self._reached()
+            raise error from None
         finally:
             attempts.left = attempts.left or exchange.left
             if not told and not exchange.left and anyio.current_time() >= deadline:
                 self._unreached("no connection in time")
             elif not told:
-                self._breaker.left()
+                breaker.left()
 
     def _reached(self) -> None:
         was_open = bool(self._breaker.reason)
@@ -265,38 +286,9 @@ class HttpBackend:
             self._since_ms = self._context.clock.now_ms()
             self._context.offer_changed(self.name)
 
-    async def _ask(self, placed: Placed, call: Call, exchange: Exchange) -> Answer:
-        assert self._upstream is not None  # noqa: S101 – checked by `call`
-        credential = None
-        try:
-            if self._auth is not None:
-                with anyio.fail_after(exchange.deadline - anyio.current_time()):
-                    credential = await self._auth.header()
-            lines = self._lines(placed, call, credential)
-            response = await self._upstream.ask(placed.method, self._target(placed), lines, placed.body, exchange)
-            body = response.whole() if response.status < 300 else None
-            if body is None:
-                body = await self._body(response)
-            if response.status == 401 and self._auth is not None and credential is not None:
-                with anyio.fail_after(exchange.deadline - anyio.current_time()):
-                    again = await self._auth.renewed(credential[1])
-                if again is not None:
-                    lines = self._lines(placed, call, again)
-                    response = await self._upstream.ask(
-                        placed.method, self._target(placed), lines, placed.body, exchange
-                    )
-                    body = await self._body(response)
-        except Cut as cut:
-            raise cut.error from None
-        return self._read(response, body)
-
     def _lines(self, placed: Placed, call: Call, credential: tuple[str, str] | None) -> Lines:
         """What `_headers` says, as it goes out."""
-        if placed.headers or credential is not None or placed.body is None or call.trace_parent:
-            return Lines.of(self._headers(_named(placed, call), credential).values())
-        # The most usual request: only the ids differ from the last one.
-        key, own = call.downstream_key.encode("latin-1"), call.id.encode()
-        return Lines(self._usual.text % (key, own), self._usual.number)
+        return Lines.of(self._headers(_named(placed, call), credential).values())
 
     def _headers(self, named: Mapping[str, str], credential: tuple[str, str] | None) -> dict[str, Header]:
         headers = {**self._fixed, **_by_name(named)}
@@ -384,6 +376,12 @@ class HttpBackend:
     @property
     def offer(self) -> Offer | None:
         return None
+
+
+async def _within(deadline: float, credential: Awaitable[C]) -> C:
+    """Raises TimeoutError."""
+    with anyio.fail_after(deadline - anyio.current_time()):
+        return await credential
 
 
 def _named(placed: Placed, call: Call) -> dict[str, str]:

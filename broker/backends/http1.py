@@ -41,13 +41,13 @@ class Fault(Exception):
 
 
 class Http1(asyncio.Protocol):
-    """status, headers: of the answer, once `head` has returned; names in lower case. heard: whether a byte of an answer
-    to the last request came. idle_at: loop time at which it last became idle; keep_s: how long the peer keeps it then.
+    """status, headers: of the answer, once its head is here; names in lower case. heard: whether a byte of an answer to
+    the last request came. idle_at: loop time at which it last became idle; keep_s: how long the peer keeps it then.
     """
 
     __slots__ = (
-        "_chunked", "_deadline", "_fault", "_framing", "_given", "_held", "_loop", "_no_body", "_parser", "_paused",
-        "_pieces", "_reusable", "_state", "_timer", "_transport", "_until_close", "_waiter", "_with_length", "headers",
+        "_chunked", "_deadline", "_framing", "_given", "_held", "_loop", "_no_body", "_parser", "_paused", "_pieces",
+        "_reusable", "_state", "_timer", "_transport", "_until_close", "_waiter", "_with_length", "fault", "headers",
         "heard", "idle_at", "keep_s", "status",
     )  # fmt: skip
 
@@ -57,21 +57,16 @@ class Http1(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._state: State = "idle"
-        self._fault: Fault | None = None
+        self.fault: Fault | None = None
         self._reusable = True
         self._paused = False
         self.keep_s = keep_s
         self.idle_at = 0.0
         self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._begin(no_body=False)
-
-    def _begin(self, *, no_body: bool) -> None:
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
-        self.heard = False
-        self._no_body = no_body
-        self._chunked = self._with_length = self._until_close = False
+        self.heard = self._no_body = self._chunked = self._with_length = self._until_close = False
         self._pieces: list[bytes] = []
         self._held = self._given = self._framing = 0
 
@@ -91,30 +86,28 @@ class Http1(asyncio.Protocol):
         poll.register(socket.fileno(), select.POLLIN)
         return bool(poll.poll(0))
 
-    def send(self, request: bytes, *, no_body: bool) -> None:
-        """Send one whole request on an open connection. no_body: its answer has none whatever it says (HEAD)."""
+    def send(self, request: bytes, *, no_body: bool) -> asyncio.Future[None]:
+        """Send one whole request on an open connection; await what it returns for status and headers, which may raise
+        Fault. no_body: its answer has none whatever it says (HEAD)."""
         assert self._transport is not None  # noqa: S101 – `is_open`
-        self._begin(no_body=no_body)
+        self.status = 0
+        self.headers = []
+        self.heard = self._chunked = self._with_length = self._until_close = False
+        self._no_body = no_body
+        self._pieces = []
+        self._held = self._given = self._framing = 0
         self._state = "head"
+        self._waiter = waiter = self._loop.create_future()
         self._transport.write(request)
-
-    async def head(self) -> None:
-        """Wait for status and headers. Raises Fault."""
-        while self._state == "head":
-            self._waiter = waiter = self._loop.create_future()
-            try:
-                await waiter
-            finally:
-                self._waiter = None
-        if self._fault is not None:
-            raise self._fault
+        return waiter
 
     async def take(self) -> list[bytes]:
         """The body bytes that are there, in order; waits for some; none at the end. Raises Fault."""
         while not self._pieces and self._state == "body":
-            await self._change()
-        if self._fault is not None:
-            raise self._fault
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        if self.fault is not None:
+            raise self.fault
         pieces, self._pieces, self._held = self._pieces, [], 0
         if self._paused and self._transport is not None:
             self._paused = False
@@ -123,7 +116,7 @@ class Http1(asyncio.Protocol):
 
     def whole(self) -> bytes | None:
         """What is left of the body, when the whole answer is here; None when it is not."""
-        if self._state != "done" or self._fault is not None:
+        if self._state != "done" or self.fault is not None:
             return None
         pieces, self._pieces, self._held = self._pieces, [], 0
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -140,18 +133,17 @@ class Http1(asyncio.Protocol):
         if self._paused:
             self._paused = False
             transport.resume_reading()
-        self._begin(no_body=False)
         self._state = "idle"
+        self._deadline = None
         self.idle_at = self._loop.time()
         return True
 
-    def keep_until(self, deadline: float | None) -> None:
-        """By when, in the loop's time, the request under way has to be answered whole; None: there is none, or it may
-        take for ever. The timer of an earlier request is left to run and looks again when it goes off, because setting
-        and cancelling one costs each call more.
-        """
+    def keep_until(self, deadline: float) -> None:
+        """By when, in the loop's time, the request that is sent next has to be answered whole. The timer of an earlier
+        request is left to run and looks again when it goes off, because setting and cancelling one costs each call
+        more."""
         self._deadline = deadline
-        if deadline is not None and (self._timer is None or self._timer.when() > deadline):
+        if self._timer is None or self._timer.when() > deadline:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = self._loop.call_at(deadline, self._look)
@@ -170,21 +162,19 @@ class Http1(asyncio.Protocol):
         if self._state != "dead":
             self._fail("lost", "the connection was ended")
 
-    async def _change(self) -> None:
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is None or waiter.done():
+            return
+        if self.fault is None:
+            waiter.set_result(None)
+        else:
+            waiter.set_exception(self.fault)
 
     def _fail(self, kind: Literal["lost", "garbled", "late"], reason: str) -> None:
         if self._state != "dead":
             self._state = "dead"
-            self._fault = Fault(kind, reason)
+            self.fault = Fault(kind, reason)
             self._wake()
         if self._transport is not None:
             self._transport.abort()
@@ -300,7 +290,8 @@ class Http1(asyncio.Protocol):
         if self._held > HELD_BYTES and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
 
     def on_message_complete(self) -> None:
         if self._state == "head":  # an interim answer: the next one counts (RFC 9110 section 15.2)
@@ -308,7 +299,8 @@ class Http1(asyncio.Protocol):
             self._chunked = self._with_length = False
         elif self._state == "body":
             self._state = "done"
-            self._wake()
+            if self._waiter is not None:
+                self._wake()
 
 
 class _BadError(Exception):

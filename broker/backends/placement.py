@@ -93,7 +93,10 @@ class _Fields:
     def of(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         built: dict[str, Any] = {}
         for name, source in self.fields:
-            value = source.of(arguments)
+            if type(source) is _Value and source.argument:  # as `_Value.of`, whose call would cost more than its work
+                value = arguments.get(source.argument, _MISSING)
+            else:
+                value = source.of(arguments)
             if value is not _MISSING:
                 built[name] = value
         return built

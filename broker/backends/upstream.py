@@ -128,8 +128,10 @@ class Response:
         if connection is None or self._inflater is not None or (body := connection.whole()) is None:
             return None
         self._endless = False
-        self._check(len(body))
-        self.close()
+        if len(body) > self._upstream.cap:
+            self._check(len(body))
+        self._connection = None
+        self._upstream.done_with(connection)
         return body
 
     async def pieces(self) -> AsyncGenerator[bytes]:
@@ -190,8 +192,8 @@ class Response:
 
 class Upstream:
     """subject: what to call the peer in sentences. cap: largest answer in bytes, compressed and not. connections: at
-    most so many at once. connect_s: to resolve, connect and shake hands. tls: for https. constant: headers of every
-    request. Raises only `Cut`.
+    most so many at once; None where whoever asks sees to that. connect_s: to resolve, connect and shake hands. tls: for
+    https. constant: headers of every request. Raises only `Cut`.
     """
 
     def __init__(
@@ -201,7 +203,7 @@ class Upstream:
         *,
         allow_private: bool,
         cap: int,
-        connections: int,
+        connections: int | None,
         connect_s: float,
         tls: ssl.SSLContext | None,
         constant: Iterable[Header] = (),
@@ -214,9 +216,9 @@ class Upstream:
         self._tls = tls if origin.scheme == "https" else None
         host = urlsplit(origin.url).netloc.encode()
         self._opening = Lines.of(((b"Host", host), (b"Connection", b"keep-alive"), *constant)).text
-        self._room = anyio.Semaphore(connections)
+        self._room = anyio.Semaphore(connections) if connections else None
         self._idle: deque[Http1] = deque()
-        self._used: set[Http1] = set()
+        self._open: set[Http1] = set()  # idle or not
         self._sweeping: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -230,28 +232,50 @@ class Upstream:
         """
         lines = headers if isinstance(headers, Lines) else Lines.of(headers)
         request = self._request(method, target, lines, body, exchange)
+        if self._room is not None:
+            await self._enter(self._room, exchange)
         try:
-            self._room.acquire_nowait()
-        except anyio.WouldBlock:
-            await self._enter(exchange)
-        try:
-            connection = await self._answered(request, exchange, no_body=method == "HEAD")
+            kept = connection = self._kept()
+            while True:
+                if connection is None:
+                    connection = await self._connected(exchange)
+                try:
+                    if exchange is not None:  # its deadline goes on until the answer is taken
+                        connection.keep_until(_until(exchange))
+                        exchange.left = True
+                    await connection.send(request, no_body=method == "HEAD")
+                    if connection.fault is not None:
+                        raise connection.fault
+                    break
+                except Fault as fault:
+                    self._end(connection)
+                    stale = kept is not None and fault.kind == "lost" and not connection.heard and not self._closed
+                    if not (stale and exchange is not None and exchange.repeatable):
+                        raise self._unanswered(fault, exchange) from None
+                except BaseException:
+                    self._end(connection)
+                    raise
+                kept = connection = None
         except BaseException:
-            self._room.release()
+            if self._room is not None:
+                self._room.release()
             raise
         return Response(self, connection, exchange)
 
     def done_with(self, connection: Http1) -> None:
         """Keep the connection for another request when it can carry one. For `Response`, once."""
-        connection.keep_until(None)
-        self._used.discard(connection)
-        self._room.release()
-        if self._closed:
-            connection.abort()
-        elif connection.rest():
-            self._idle.append(connection)
-            if self._sweeping is None:
-                self._sweeping = asyncio.get_running_loop().call_later(KEEP_IDLE_S, self._sweep)
+        if self._room is not None:
+            self._room.release()
+        if self._closed or not connection.rest():
+            self._end(connection)
+            return
+        self._idle.append(connection)
+        if self._sweeping is None:
+            self._sweeping = asyncio.get_running_loop().call_later(KEEP_IDLE_S, self._sweep)
+
+    def _end(self, connection: Http1) -> None:
+        self._open.discard(connection)
+        connection.abort()
 
     async def aclose(self) -> None:
         """End every connection; who waits on one gets an error. Twice is harmless."""
@@ -259,8 +283,9 @@ class Upstream:
         if self._sweeping is not None:
             self._sweeping.cancel()
             self._sweeping = None
-        for connection in (*self._idle, *self._used):
+        for connection in self._open:
             connection.abort()
+        self._open.clear()
         self._idle.clear()
         await anyio.lowlevel.checkpoint()  # the loop closes the sockets
 
@@ -280,42 +305,14 @@ class Upstream:
             method.encode(), path, self._opening, text, size, body,
         )  # fmt: skip
 
-    async def _enter(self, exchange: Exchange | None) -> None:
-        with anyio.move_on_after(LONGEST_WAIT_S if exchange is None else _left_s(exchange)) as waiting:
-            await self._room.acquire()
-        if waiting.cancelled_caught:
-            raise self._unsent(exchange, "no connection came free in time") from None
-
-    async def _answered(self, request: bytes, exchange: Exchange | None, *, no_body: bool) -> Http1:
-        """A connection on which the head of the answer has come. Its deadline goes on until the answer is taken."""
-        kept = self._kept()
-        connection = kept or await self._connected(exchange)
+    async def _enter(self, room: anyio.Semaphore, exchange: Exchange | None) -> None:
         try:
-            return await self._tried(connection, request, exchange, no_body=no_body)
-        except Fault as fault:
-            stale = kept is not None and fault.kind == "lost" and not connection.heard and not self._closed
-            if not (stale and exchange is not None and exchange.repeatable):
-                raise self._unanswered(fault, exchange) from None
-        connection = await self._connected(exchange)
-        try:
-            return await self._tried(connection, request, exchange, no_body=no_body)
-        except Fault as fault:
-            raise self._unanswered(fault, exchange) from None
-
-    async def _tried(self, connection: Http1, request: bytes, exchange: Exchange | None, *, no_body: bool) -> Http1:
-        """Send it on this connection. Raises Fault."""
-        self._used.add(connection)
-        try:
-            if exchange is not None:
-                connection.keep_until(_until(exchange))
-                exchange.left = True
-            connection.send(request, no_body=no_body)
-            await connection.head()
-        except BaseException:
-            self._used.discard(connection)
-            connection.abort()
-            raise
-        return connection
+            room.acquire_nowait()
+        except anyio.WouldBlock:
+            with anyio.move_on_after(LONGEST_WAIT_S if exchange is None else _left_s(exchange)) as waiting:
+                await room.acquire()
+            if waiting.cancelled_caught:
+                raise self._unsent(exchange, "no connection came free in time") from None
 
     async def _connected(self, exchange: Exchange | None) -> Http1:
         """A fresh connection."""
@@ -334,6 +331,7 @@ class Upstream:
         if self._closed or not connection.is_open:
             connection.abort()
             raise self._unsent(exchange, "the connection was closed at once")
+        self._open.add(connection)
         return connection
 
     # ----------------------------------------------------------------------------------------------- kept connections
@@ -347,7 +345,7 @@ class Upstream:
             good = connection.is_open and idle_s < connection.keep_s
             if good and (idle_s < LOOK_AFTER_S or not connection.has_news()):
                 return connection
-            connection.abort()
+            self._end(connection)
         return None
 
     def _sweep(self) -> None:
@@ -357,7 +355,7 @@ class Upstream:
         for connection in list(self._idle):
             if not connection.is_open or loop.time() - connection.idle_at >= connection.keep_s:
                 self._idle.remove(connection)
-                connection.abort()
+                self._end(connection)
         if self._idle:
             self._sweeping = loop.call_later(KEEP_IDLE_S / 2, self._sweep)
 

@@ -26,7 +26,7 @@ from broker.policies.bucket import Asked
 from broker.policies.idempotency import Derivation
 from broker.policies.preview import PreviewPlan
 from broker.policies.quota import Meter, charges
-from broker.policies.record import Kept, Mac, Redaction
+from broker.policies.record import Redaction
 from broker.policies.rule import Finding, Rules, Verdict
 from broker.policies.toolset import Audience
 
@@ -75,10 +75,12 @@ class Entry:
     preview: PreviewPlan | None = None  # of a call of it that is held
     dropped: tuple[str, ...] = ()  # of a resource template: patterns of URIs it does not stand for
     metered_by_caller: bool = field(init=False, compare=False)  # what it is charged depends on nothing else of the call
+    is_open: bool = field(init=False, compare=False)  # it exists for everybody
     _charged: dict[int, _Charged] = field(init=False, compare=False, repr=False, default_factory=dict[int, _Charged])
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metered_by_caller", all(one.is_of_caller for one in self.meters))
+        object.__setattr__(self, "is_open", self.audiences is None and not self.rules.hides_from_some)
 
     def drops(self, uri: str) -> bool:
         """Whether this URI, for which the template stands, was left out by the import. However it is written: what is
@@ -150,12 +152,6 @@ class Entry:
         """The answer as it may be handed on: selected, checked, within its cap. Raises AnswerWithheld."""
         return self.answer_shape.inspect(answer)
 
-    def kept(self, arguments: Mapping[str, Any], canonical: bytes, mac: Mac) -> Kept:
-        """What a record keeps of the arguments. canonical: their JSON. mac: `Store.mac`."""
-        if self.redaction.keeps_all(arguments, canonical.decode()):
-            return Kept(canonical)
-        return self.redaction.kept(arguments, mac)
-
     def is_visible(self, principal: Principal) -> bool:
         """Whether the tool exists for this caller: in one of its toolsets, and some call of it could pass its rules."""
         if self.audiences is not None and not any(audience.admits(principal) for audience in self.audiences):
@@ -225,7 +221,7 @@ class Catalog:
     def resolve(self, name: str, principal: Principal) -> Entry | None:
         """The tool of this name if it exists for this caller; None for unknown and invisible alike."""
         entry = self.entries.get(name)
-        return entry if entry is not None and entry.is_visible(principal) else None
+        return entry if entry is None or entry.is_open or entry.is_visible(principal) else None
 
     def listing(self, principal: Principal) -> tuple[Entry, ...]:
         """What this caller may use, in stable order. At most 256 different listings are kept, the oldest goes."""
@@ -284,18 +280,14 @@ class Shelf:
     """Where the current catalog stands. Whoever began with one keeps it; the next call sees the new one."""
 
     def __init__(self, catalog: Catalog) -> None:
-        self._current = catalog
+        self.current = catalog
         self._subscribers: dict[int, Callable[[], None]] = {}
         self._tickets = 0
 
-    @property
-    def current(self) -> Catalog:
-        return self._current
-
     def swap(self, catalog: Catalog) -> None:
         """Put a new catalog in place and tell the subscribers, if it is a different one."""
-        changed = catalog.version != self._current.version
-        self._current = catalog
+        changed = catalog.version != self.current.version
+        self.current = catalog
         if changed:
             for subscriber in tuple(self._subscribers.values()):
                 subscriber()

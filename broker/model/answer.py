@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from broker.model.empty import nothing
+from broker.model.empty import NOTHING
 
 
 @dataclass(slots=True)  # made for each call, see model.empty
@@ -23,9 +23,9 @@ class Answer:
     structured: Mapping[str, Any] | None = None
     is_error: bool = False
     meta: Mapping[str, Any] | None = None
-    more: Mapping[str, Any] = field(default_factory=nothing)
+    more: Mapping[str, Any] = NOTHING
     status: str = ""  # the backend's own word for how it went, such as "HTTP 201"; for the record
-    spent: Mapping[str, int] = field(default_factory=nothing)
+    spent: Mapping[str, int] = NOTHING
     _encoded: bytes = field(default=b"", init=False, repr=False, compare=False)
     _bare: bytes = field(default=b"", init=False, repr=False, compare=False)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from broker.model.back import Back, Round, undeclared
-from broker.model.empty import nothing
+from broker.model.empty import NOTHING
 from broker.model.hold import Confirming
 from broker.model.principal import Principal
 from broker.model.task import Inquiry
@@ -35,8 +35,8 @@ class Call:
     received_at_ms: int
     request_id: str = ""
     trace_parent: str = ""  # W3C traceparent as received, or ""
-    meta: Mapping[str, Any] = field(default_factory=nothing)  # the request's _meta without reserved keys
-    capabilities: Mapping[str, Any] = field(default_factory=nothing)  # what the client declared
+    meta: Mapping[str, Any] = NOTHING  # the request's _meta without reserved keys
+    capabilities: Mapping[str, Any] = NOTHING  # what the client declared
     progress: Progress | None = None
     back: Back | None = None  # None: nobody who could be told or asked while it runs
     round: Round | None = None  # what the caller sent along with a call that its server has asked it about
@@ -53,7 +53,7 @@ class Call:
     is_plain: bool = False  # was not held and reserves nothing (Outcome.is_plain); known once it is admitted
     parent_span: str = ""  # where calls are traced: the span of the agent's that it is part of, 16 hex digits
     in_scope: bool = True  # False: its task is cancelled by itself and is in no cancel scope that could be closed
-    laps_us: dict[str, int] = field(default_factory=nothing)
+    laps_us: dict[str, int] = field(default_factory=cast("type[dict[str, int]]", dict))
 
     @property
     def aside(self) -> str:
@@ -75,8 +75,8 @@ class Call:
     @property
     def task(self) -> str:
         """What the caller says this call is part of: a task by name, else its trace, else ""."""
-        named = self.meta.get(TASK_META)
-        return named if isinstance(named, str) else self.trace_id
+        named = self.meta.get(TASK_META) if self.meta else None
+        return named if isinstance(named, str) else self.trace_id if self.trace_parent else ""
 
     @property
     def trace_id(self) -> str:

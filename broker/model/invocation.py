@@ -8,11 +8,11 @@ call id are the same, so that asker, reviewer, reason and execution are always o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from broker.errors import Effect
-from broker.model.empty import nothing
+from broker.model.empty import NOTHING
 from broker.model.grant import GrantUse
 from broker.model.hold import Bound, Hold, HoldTerms, Preview
 from broker.model.question import Condition
@@ -83,7 +83,7 @@ class Intent:
     arguments: bytes = b""  # canonical JSON of all arguments; given only with `terms`
     principal: bytes = b""  # the principal as JSON, to run the held call later; given only with `terms`
     refusal: tuple[str, str, str] | None = None  # code, stage, message
-    laps_us: Mapping[str, int] = field(default_factory=nothing)  # stage -> microseconds
+    laps_us: Mapping[str, int] = NOTHING  # stage -> microseconds
     key: str = ""  # digest of the caller's idempotency key, "" when it gave none
     derived: str = ""  # the key its tool derives from the arguments, "" when it does not
     derived_ms: int = 0  # how long, from now, that one stands for this call
@@ -142,8 +142,8 @@ class Outcome:
     result_digest: str = ""
     result_bytes: int = 0
     result: bytes = b""
-    spent: Mapping[str, int] = field(default_factory=nothing)  # unit -> amount, settles cost charges
-    laps_us: Mapping[str, int] = field(default_factory=nothing)
+    spent: Mapping[str, int] = NOTHING  # unit -> amount, settles cost charges
+    laps_us: Mapping[str, int] = NOTHING
     is_plain: bool = False
 
 
@@ -179,7 +179,7 @@ class Invocation:
     backend_status: str = ""
     result_digest: str = ""
     result_bytes: int = 0
-    laps_us: Mapping[str, int] = field(default_factory=nothing)
+    laps_us: Mapping[str, int] = NOTHING
     writer: str = ""  # the process that dispatches or dispatched it
     hold: Hold | None = None
     kept: Any = None  # the redacted arguments as recorded, when asked for

@@ -57,9 +57,14 @@ class QuotaState:
         return f"{self.quota}:{self.kind}:{self.bucket}"
 
 
+def is_money(unit: str) -> bool:
+    """Whether its amounts are millionths of a currency."""
+    return unit.endswith(_MICRO)
+
+
 def spoken(amount: int, unit: str) -> tuple[str, str]:
     """An amount and its unit as people write them: ("12.50", "EUR") for 12500000 eur_micro. Exact."""
-    if not unit.endswith(_MICRO):
+    if not is_money(unit):
         return str(amount), unit
     whole, parts = divmod(abs(amount), 10**6)
     decimals = f"{parts:06d}".rstrip("0").ljust(2, "0")

@@ -41,6 +41,7 @@ from broker.errors import (
 from broker.model.answer import Answer
 from broker.model.back import Round
 from broker.model.call import PREVIEW_FACE, TASK_META, Call
+from broker.model.grant import GrantUse
 from broker.model.hold import HoldTerms
 from broker.model.invocation import Admission, Intent, Invocation, Outcome
 from broker.model.part import RESOURCE, Part
@@ -60,6 +61,8 @@ from broker.ports import Backend, Clock, Store, Watch
 
 LATE_EVERY_S = 0.5
 MOST_TASK_CHARACTERS = 128
+
+_NOT_DERIVED = ("", 0)
 
 log = structlog.get_logger("broker.call")
 
@@ -170,7 +173,9 @@ class Pipeline:
             self.watch.began(call)
         try:
             now_ms = self._clock.now_ms()
-            _authenticate(call, now_ms)
+            caller = call.principal
+            if caller.expires_at_ms is not None and now_ms >= caller.expires_at_ms:  # its face has verified all else
+                raise Unauthenticated("Refused: the access token has expired.", next_step="Sign in again.")
             if call.name == held_call.NAME:
                 return await self._desk.answer(call, self.run_held)
             if call.confirming is not None:
@@ -179,26 +184,48 @@ class Pipeline:
                 return await self._limits(call)
             if call.inquiry is not None:
                 return await self._inquire(call)
-            entry = await self._resolve(call)
-            began = perf_counter_ns()
+            laps, began = call.laps_us, perf_counter_ns()
+            entry = _meant(self._shelf.current, call)
+            resolved = perf_counter_ns()
+            laps["resolve"] = (resolved - began) // 1000
+            if entry is None:
+                raise await self._refuse(call, None, _unknown(call))
             invalid = _invalid(call, entry)
-            began = _lap(call, "validate", began)
+            validated = perf_counter_ns()
+            laps["validate"] = (validated - resolved) // 1000
             if invalid is not None:
                 raise await self._refuse(call, entry, invalid)
-            verdict = _judged(call, entry, now_ms)
-            _lap(call, "authorise", began)
+            verdict = entry.decide(caller, call.arguments, now_ms)
+            if verdict.outcome == "hold":
+                verdict = _holdable(call, verdict)
+            authorised = perf_counter_ns()
+            laps["authorise"] = (authorised - validated) // 1000
             if verdict.outcome == "deny":
                 raise await self._refuse(call, entry, _forbidden(call, verdict), rule=verdict.rule)
-            admission = await self._admit(call, entry, verdict)
+            self._nothing_unrecorded()
+            if verdict.outcome == "hold":
+                intent = await self._to_hold_with_preview(call, entry, verdict)
+            else:
+                intent = self._intent(call, entry, verdict)
+            admission = await self._store.admit(intent)
+            laps["admit"] = (perf_counter_ns() - authorised) // 1000
+            self._told(call, entry, intent, admission.state)
+            if admission.over is not None:
+                raise limits.refusal(call.name, admission.over)
             if admission.state == "replayed":
                 return await self._replay(call, entry, _held(admission))
             if admission.state != "dispatching":
                 return await self._desk.wait(call, _held(admission), self.run_held)
-            call.is_plain = not any(state.kind in RESERVING for state in admission.quotas)
+            for state in admission.quotas:
+                if state.kind in RESERVING:
+                    break
+            else:
+                call.is_plain = True
             call.sent_as = admission.sent_as
-            keyed = entry.derivation is not None or bool(call.meta and replay.key_of(call))
-            apart = keyed or (call.takes_task and entry.tool.long is not None)
-            answer = await (self._run_apart(entry, call) if apart else self._run(entry, call, keep_result=False))
+            if intent.key or entry.derivation is not None or (call.takes_task and entry.tool.long is not None):
+                answer = await self._run_apart(entry, call)
+            else:
+                answer = await self._run(entry, call, keep_result=False)
             return limits.beside(answer, admission.quotas) if admission.quotas else answer
         finally:
             self._room += 1
@@ -238,7 +265,9 @@ class Pipeline:
 
     async def _inquire(self, call: Call) -> Answer:
         """Ask the tool's server about a task that it began: recorded as a call is, and nothing is charged again."""
-        entry = await self._resolve(call)
+        entry = _meant(self._shelf.current, call)
+        if entry is None:
+            raise await self._refuse(call, None, _unknown(call))
         if missing := sorted(entry.tool.scopes - call.principal.scopes):
             raise await self._refuse(call, entry, _lacking(call, missing), rule="default")
         self._nothing_unrecorded()
@@ -253,15 +282,6 @@ class Pipeline:
             self.watch.resumed(call)
         return await self._run(entry, call, keep_result=True)
 
-    async def _resolve(self, call: Call) -> Entry:
-        """What the call names. Raises UnknownTool, recorded."""
-        began = perf_counter_ns()
-        entry = _meant(self._shelf.current, call)
-        _lap(call, "resolve", began)
-        if entry is None:
-            raise await self._refuse(call, None, _unknown(call))
-        return entry
-
     def _nothing_unrecorded(self) -> None:
         """Raises RecordUnavailable while the outcome of another call could not be written: nothing new is sent then."""
         if self._unrecorded:
@@ -270,44 +290,48 @@ class Pipeline:
                 next_step="Try again in a few seconds.",
             )
 
-    async def _admit(self, call: Call, entry: Entry, verdict: Verdict) -> Admission:
-        """One transaction: the intent, every charge, the hold; or the refusal of the first quota that is short."""
-        self._nothing_unrecorded()
-        began = perf_counter_ns()
-        intent = await self._intent(call, entry, verdict)
-        if entry.preview is not None and await self._asks_anew(intent):
-            shown, previewed = await preview.made(entry, call, self._shelf, self.perform)
-            intent = replace(await self._intent(call, entry, verdict), preview=shown, previewed=previewed)
-        admission = await self._store.admit(intent)
-        _lap(call, "admit", began)
-        self._told(call, entry, intent, admission.state)
-        if admission.state == "denied":
-            assert admission.over is not None, "a denied admission says which quota"  # noqa: S101 – the port's promise
-            raise limits.refusal(call.name, admission.over)
-        return admission
-
-    async def _asks_anew(self, intent: Intent) -> bool:
-        """Whether a person is going to be asked about this call, as far as one can say before it is committed."""
-        return intent.terms is not None and not intent.grants and await self._store.is_new(intent)
-
-    async def _intent(self, call: Call, entry: Entry, verdict: Verdict) -> Intent:
-        """What is to be committed for a call that may be made or held, as things stand now."""
+    def _intent(
+        self,
+        call: Call,
+        entry: Entry,
+        verdict: Verdict,
+        *,
+        terms: HoldTerms | None = None,
+        sketch: Sketch | None = None,
+        grants: tuple[GrantUse, ...] = (),
+    ) -> Intent:
+        """What is to be committed for a call that may be made or, with terms, held, as things stand now."""
         now_ms = self._clock.now_ms()
-        shown = await self._sketch(call, entry, verdict) if verdict.outcome == "hold" else None
         return recorder.intent(
             call,
             entry,
             at_ms=now_ms,
             policy_version=self._shelf.current.version,
             rule=verdict.rule,
-            charges=entry.charges(call.principal, call.arguments, now_ms, call.task),
-            terms=_terms(entry, verdict, now_ms),
+            charges=entry.charges(call.principal, call.arguments, now_ms, call.task) if entry.meters else (),
+            terms=terms,
             key=replay.key_of(call) if call.meta else "",
-            sketch=shown,
+            sketch=sketch,
             mac=self._store.mac,
-            derived=replay.derived_of(call, entry),
-            grants=await self._grants.uses(call, entry, verdict, now_ms) if verdict.outcome == "hold" else (),
+            derived=_NOT_DERIVED if entry.derivation is None else replay.derived_of(call, entry),
+            grants=grants,
         )
+
+    async def _to_hold(self, call: Call, entry: Entry, verdict: Verdict) -> Intent:
+        """The same for a call that a person is asked about."""
+        now_ms = self._clock.now_ms()
+        shown = await self._sketch(call, entry, verdict)
+        grants = await self._grants.uses(call, entry, verdict, now_ms)
+        return self._intent(call, entry, verdict, terms=_terms(entry, verdict, now_ms), sketch=shown, grants=grants)
+
+    async def _to_hold_with_preview(self, call: Call, entry: Entry, verdict: Verdict) -> Intent:
+        """The same; when it is going to be asked about anew, as far as one can say before it is committed, with what a
+        safe call of another tool showed meanwhile."""
+        intent = await self._to_hold(call, entry, verdict)
+        if entry.preview is None or intent.grants or not await self._store.is_new(intent):
+            return intent
+        shown, previewed = await preview.made(entry, call, self._shelf, self.perform)
+        return replace(await self._to_hold(call, entry, verdict), preview=shown, previewed=previewed)
 
     async def _sketch(self, call: Call, entry: Entry, verdict: Verdict) -> Sketch:
         """What a reviewer will be shown. What cannot be sent is refused: no person is asked about it."""
@@ -328,21 +352,21 @@ class Pipeline:
             begun = True
             answer = await dispatch(entry, call, self._backends, self._patience)
         except anyio.get_cancelled_exc_class():
-            _lap(call, "dispatch", began)
+            _dispatched(call, began)
             lost = recorder.failed(
                 call.id, cancelled(call, begun=begun), at_ms=self._now(), laps_us=call.laps_us, is_plain=call.is_plain
             )
             await self._end(call, entry, lost)
             raise
         except Exception as cause:  # the one place where a call's failure, ours or a backend's, becomes its outcome
-            _lap(call, "dispatch", began)
+            _dispatched(call, began)
             error = as_broker_error(cause)
             if error is not cause:
                 log.exception("a call failed inside the broker", call_id=call.id, tool=call.name)
             failed = recorder.failed(call.id, error, at_ms=self._now(), laps_us=call.laps_us, is_plain=call.is_plain)
             await self._end(call, entry, failed)
             raise error from cause
-        _lap(call, "dispatch", began)
+        _dispatched(call, began)
         ended = recorder.succeeded(
             call.id, answer, at_ms=self._now(), laps_us=call.laps_us, keep_result=keep_result, is_plain=call.is_plain
         )
@@ -381,18 +405,9 @@ class Pipeline:
             self.watch.decided(call, None if entry is None else entry.tool, intent, state)
 
     async def _end(self, call: Call, entry: Entry, outcome: Outcome) -> None:
-        began = perf_counter_ns()
-        try:
-            await self._settle(outcome)
-        finally:  # it ended so, whether that could be written or not
-            recorded_us = (perf_counter_ns() - began) // 1000
-            self.tally.ended(call, entry, outcome, recorded_us)
-            if self.watch is not None:
-                self.watch.ended(call, entry.tool, outcome, recorded_us)
-
-    async def _settle(self, outcome: Outcome) -> None:
         """Record an outcome. When that fails after the effect, the caller is told the effect, the intent stays, and no
         further call is admitted until the outcome is written (`settle_late` keeps trying)."""
+        began = perf_counter_ns()
         try:
             await self._store.finish(outcome)
         except Conflict:
@@ -402,6 +417,11 @@ class Pipeline:
             self._unrecorded.append(outcome)
             log.error("an outcome waits to be recorded", call_id=outcome.call_id, reason=fault.message)
             raise _not_recorded(outcome) from fault
+        finally:  # it ended so, whether that could be written or not
+            recorded_us = (perf_counter_ns() - began) // 1000
+            self.tally.ended(call, entry, outcome, recorded_us)
+            if self.watch is not None:
+                self.watch.ended(call, entry.tool, outcome, recorded_us)
 
     async def settle_late(self) -> None:
         """Write outcomes that could not be written when their calls ended, for ever. One per pipeline."""
@@ -428,12 +448,6 @@ class Pipeline:
 
     def _now(self) -> int:
         return self._clock.now_ms()
-
-
-def _authenticate(call: Call, now_ms: int) -> None:
-    """The face has verified the credential; what can have changed since is the time. Raises Unauthenticated."""
-    if call.principal.is_expired(now_ms):
-        raise Unauthenticated("Refused: the access token has expired.", next_step="Sign in again.")
 
 
 def _meant(catalog: Catalog, call: Call) -> Entry | None:
@@ -468,11 +482,8 @@ def _invalid(call: Call, entry: Entry) -> BrokerError | None:
     return None
 
 
-def _judged(call: Call, entry: Entry, now_ms: int) -> Verdict:
-    """What the rules say; a call that cannot be held is denied instead."""
-    verdict = entry.decide(call.principal, call.arguments, now_ms)
-    if verdict.outcome != "hold":
-        return verdict
+def _holdable(call: Call, verdict: Verdict) -> Verdict:
+    """The verdict that holds this call, or denies it where it cannot be held."""
     if call.aside or call.face == PREVIEW_FACE:
         reason = "No person is asked about a completion, a subscription or a preview."
     elif call.round is not None:
@@ -494,7 +505,7 @@ def _forbidden(call: Call, verdict: Verdict) -> Forbidden:
 
 def _terms(entry: Entry, verdict: Verdict, now_ms: int) -> HoldTerms | None:
     """Of a call that is to be held: what its rule asks, beginning now, and how its tool runs."""
-    terms = verdict.begun(now_ms) if verdict.outcome == "hold" else None
+    terms = verdict.begun(now_ms)
     return replace(terms, on_collect=True) if terms is not None and entry.tool.on_collect else terms
 
 
@@ -514,11 +525,10 @@ def _check_task(call: Call) -> None:
         )
 
 
-def _lap(call: Call, stage: str, began_ns: int) -> int:
-    """Note how long a stage took; when the next one begins."""
-    now, laps = perf_counter_ns(), call.laps_us
-    laps[stage] = laps.get(stage, 0) + (now - began_ns) // 1000
-    return now
+def _dispatched(call: Call, began_ns: int) -> None:
+    """Note how long it took."""
+    laps = call.laps_us
+    laps["dispatch"] = laps.get("dispatch", 0) + (perf_counter_ns() - began_ns) // 1000
 
 
 def _lacking(call: Call, missing: Sequence[str], rule: str = "default") -> InsufficientScope:

@@ -78,7 +78,7 @@ def judged(
             next_step="Deny the call with a word on what to ask for instead.",
         )
     shown, packed = sketch(entry, call, backends), canonical(call.arguments)
-    kept = entry.kept(call.arguments, packed, mac)
+    kept = entry.redaction.kept(call.arguments, packed, mac)
     return Edit(
         review=review,
         arguments=packed,

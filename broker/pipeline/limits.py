@@ -23,7 +23,7 @@ from broker.errors import InvalidArguments, OverQuota
 from broker.model.answer import Answer
 from broker.model.part import RESOURCE
 from broker.model.principal import Principal
-from broker.model.quota import Charge, QuotaKind, QuotaState, room, spoken
+from broker.model.quota import Charge, QuotaKind, QuotaState, is_money, room, spoken
 
 META = "dev.broker/limits"
 NAME = "broker_limits"
@@ -81,14 +81,10 @@ def beside(result: Answer, states: Sequence[QuotaState]) -> Answer:
 
 def told(state: QuotaState) -> dict[str, Any]:
     """One quota for a model: amounts in the unit people use, times as RFC 3339."""
-    limit, unit = spoken(state.limit, state.unit)
-    exact = unit == state.unit  # counted things are numbers, money is a decimal's text
-    said: dict[str, Any] = {
-        "quota": state.quota,
-        "left": state.left if exact else spoken(state.left, state.unit)[0],
-        "limit": state.limit if exact else limit,
-        "unit": unit,
-    }
+    said: dict[str, Any] = {"quota": state.quota, "left": state.left, "limit": state.limit, "unit": state.unit}
+    if is_money(state.unit):  # counted things are numbers, money is a decimal's text
+        said["left"], _ = spoken(state.left, state.unit)
+        said["limit"], said["unit"] = spoken(state.limit, state.unit)
     if state.resets_at_ms:
         said["resets_at"] = _as_time(state.resets_at_ms)
     if state.retry_after_ms:

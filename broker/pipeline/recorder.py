@@ -46,7 +46,7 @@ def intent(
     sketch: of a call that is to be held. derived: the key its tool makes of the arguments, and how long it stands, in
     milliseconds. mac: `Store.mac`."""
     arguments = canonical(call.arguments)
-    kept = entry.kept(call.arguments, arguments, mac) if entry else Kept()
+    kept = entry.redaction.kept(call.arguments, arguments, mac) if entry else Kept()
     tool = entry.tool if entry else None
     caller = call.principal
     return Intent(
@@ -60,7 +60,7 @@ def intent(
         principal_key=caller.key,
         credential_id=caller.credential_id,
         request_id=call.request_id,
-        trace_id=call.trace_id,
+        trace_id=call.trace_id if call.trace_parent else "",
         tool=call.aside + (tool.name if tool else call.name[:128]),
         tool_version=tool.version if tool else "",
         tool_effect=tool.effect if tool else "",

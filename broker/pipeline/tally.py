@@ -13,14 +13,13 @@ second to import.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from typing import Literal
 
 from broker.catalog.catalog import Entry
 from broker.model.call import Call
 from broker.model.invocation import Intent, Outcome
-
-K = TypeVar("K")
 
 LABELS = 500
 OTHER = "(other)"
@@ -54,59 +53,65 @@ class Tally:
     """The sums since the process began. Written by the event loop only."""
 
     def __init__(self) -> None:
-        self.decisions: dict[tuple[str, str, str], int] = {}  # (tool, decision, code)
-        self.rules: dict[tuple[str, str], int] = {}  # (rule, decision)
-        self.agents: dict[tuple[str, str], int] = {}  # (agent, decision)
-        self.outcomes: dict[tuple[str, str, str, str], int] = {}  # (tool, backend, state, code)
-        self.spent: dict[tuple[str, str], int] = {}  # (tool, unit)
-        self.stages: dict[str, Spread] = {}
-        self.backends: dict[str, Spread] = {}
-        self.turned_away: dict[str, int] = {}  # requests that never became a call, by our own word for why
+        self.decisions = defaultdict[tuple[str, str, str], int](int)  # (tool, decision, code)
+        self.rules = defaultdict[tuple[str, str], int](int)  # (rule, decision)
+        self.agents = defaultdict[tuple[str, str], int](int)  # (agent, decision)
+        self.outcomes = defaultdict[tuple[str, str, str, str], int](int)  # (tool, backend, state, code)
+        self.spent = defaultdict[tuple[str, str], int](int)  # (tool, unit)
+        self.stages = defaultdict[str, Spread](Spread)
+        self.backends = defaultdict[str, Spread](Spread)
+        self.turned_away = defaultdict[str, int](int)  # requests that never became a call, by our own word for why
         self._known: dict[str, set[str]] = {"tool": set(), "agent": set(), "rule": set(), "unit": set()}
 
     def decided(self, call: Call, entry: Entry | None, intent: Intent, state: str) -> None:
         """What was committed for an intent. state: of the Admission."""
-        decision = _DECISIONS[state]
+        decision, known = _DECISIONS[state], self._known
         code = intent.refusal[0] if intent.refusal else "over_quota" if decision == "deny" else ""
-        _count(self.decisions, (self._tool(call, entry), decision, code))
-        _count(self.rules, (self.label("rule", intent.rule), decision))
-        _count(self.agents, (self.label("agent", intent.agent), decision))
+        rule, agent = intent.rule, intent.agent
+        if rule not in known["rule"]:
+            rule = self.label("rule", rule)
+        if agent not in known["agent"]:
+            agent = self.label("agent", agent)
+        self.decisions[self._tool(call, entry), decision, code] += 1
+        self.rules[rule, decision] += 1
+        self.agents[agent, decision] += 1
         if decision == "deny":
             self._time(call)
 
     def ended(self, call: Call, entry: Entry, outcome: Outcome, recorded_us: int) -> None:
         """How a dispatched call ended. recorded_us: what it took to commit that."""
-        backend = entry.tool.backend
-        tool = self._tool(call, entry)
-        _count(self.outcomes, (tool, backend, outcome.state, outcome.code))
+        tool, backend, laps = self._tool(call, entry), entry.tool.backend, call.laps_us
+        self.outcomes[tool, backend, outcome.state, outcome.code] += 1
         self._time(call)
-        self._spread(self.stages, "record").add(recorded_us)
-        if (took_us := call.laps_us.get("dispatch")) is not None:
-            self._spread(self.backends, backend).add(took_us)
-        for unit, amount in outcome.spent.items():
-            _count(self.spent, (tool, self.label("unit", unit)), amount)
+        # Twice as `Spread.add`, whose call would cost more than its work.
+        spread = self.stages["record"]
+        spread.counts[bisect_left(BOUNDS_US, recorded_us)] += 1
+        spread.sum_us += recorded_us
+        if "dispatch" in laps:
+            spread, took_us = self.backends[backend], laps["dispatch"]
+            spread.counts[bisect_left(BOUNDS_US, took_us)] += 1
+            spread.sum_us += took_us
+        if outcome.spent:
+            for unit, amount in outcome.spent.items():
+                self.spent[tool, self.label("unit", unit)] += amount
 
     def turn_away(self, kind: str) -> None:
-        _count(self.turned_away, kind)
+        self.turned_away[kind] += 1
 
     def _time(self, call: Call) -> None:
         stages = self.stages
-        for stage, took_us in call.laps_us.items():  # as `Spread.add`, whose call would cost more than its work
-            spread = stages.get(stage) or self._spread(stages, stage)
+        for stage, took_us in call.laps_us.items():  # as above
+            spread = stages[stage]
             spread.counts[bisect_left(BOUNDS_US, took_us)] += 1
             spread.sum_us += took_us
-
-    @staticmethod
-    def _spread(spreads: dict[str, Spread], name: str) -> Spread:
-        found = spreads.get(name)
-        if found is None:
-            found = spreads[name] = Spread()
-        return found
 
     def _tool(self, call: Call, entry: Entry | None) -> str:
         if call.asked != "tool":
             return f"({call.asked})"
-        return UNKNOWN if entry is None else self.label("tool", entry.tool.name)
+        if entry is None:
+            return UNKNOWN
+        name = entry.tool.name
+        return name if name in self._known["tool"] else self.label("tool", name)
 
     def label(self, kind: str, value: str) -> str:
         known = self._known[kind]
@@ -116,7 +121,3 @@ class Tally:
             return OTHER
         known.add(value)
         return value
-
-
-def _count(sums: dict[K, int], key: K, amount: int = 1) -> None:
-    sums[key] = sums.get(key, 0) + amount

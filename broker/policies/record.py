@@ -55,7 +55,7 @@ class RecordSpec(Spec):
         return {"anyOf": [{"enum": list(get_args(RecordMode))}, handler(core_schema)]}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # made for each call, see model.empty
 class Kept:
     """clear: canonical JSON for everybody who may see the record; sealed: for the auditor; macs: to find it by."""
 
@@ -96,19 +96,11 @@ class Redaction:
             _put(fields, path.split("."))[""] = mode
         return cls(spec.default, masks, fields)
 
-    def keeps_all(self, arguments: Mapping[str, Any], text: str) -> bool:
-        """Whether these arguments, and `text` is their canonical JSON, are certain to be kept as they are. Most are."""
-        return (
-            self.mode == "redacted"
-            and not self.paths
-            and not self.fields
-            and len(text) <= KEPT_TEXT
-            and not is_suspect(text)
-            and not _has_secret_name(arguments)
-        )
-
-    def kept(self, arguments: Mapping[str, Any], mac: Mac) -> Kept:
-        """What is kept of these arguments. Equal arguments in another order give the same bytes."""
+    def kept(self, arguments: Mapping[str, Any], text: bytes, mac: Mac) -> Kept:
+        """What is kept of these arguments. text: their canonical JSON."""
+        as_they_are = self.mode == "redacted" and not self.paths and not self.fields and len(text) <= KEPT_TEXT
+        if as_they_are and not is_suspect(text.decode()) and not _has_secret_name(arguments):
+            return Kept(text)
         if not self.fields and self.mode in ("none", "digest"):
             return _NOTHING
         take = _Taking(mac)

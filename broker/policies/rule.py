@@ -203,6 +203,11 @@ class Rules:
         known = self._early_facts(caller)
         return not any(met and rule.effect != "deny" for rule, met in self._early_met(known))
 
+    @property
+    def hides_from_some(self) -> bool:
+        """Whether `hides` depends on the caller; it hides from nobody otherwise."""
+        return bool(self._early)
+
     def hides(self, caller: Principal) -> bool:
         """Whether the tool does not exist for this caller: its every call is denied, or rules permit it to others only.
 

@@ -381,7 +381,7 @@ def test_an_entry_decides_charges_explains_and_keeps(tmp_path: Path) -> None:
         "quota/money",
     ]
     arguments = {"amount": 5, "token": "canary"}
-    kept = entry.kept(arguments, canonical(arguments), lambda _path, _value: b"")
+    kept = entry.redaction.kept(arguments, canonical(arguments), lambda _path, _value: b"")
     assert orjson.loads(kept.clear or b"") == {"amount": 5, "token": "[redacted]"}
     assert catalog.may_hold
     assert catalog.all_scopes == {"git.read", "r", "broker.review"} - {"git.read"}

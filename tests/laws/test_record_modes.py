@@ -31,7 +31,7 @@ def mac(path: str, value: Any) -> bytes:
 
 def taken(spec: Any, arguments: dict[str, Any], *paths: str) -> Kept:
     masks = [path.split(".") for path in paths]
-    return Redaction.compile(RecordSpec.model_validate(spec), masks).kept(arguments, mac)
+    return Redaction.compile(RecordSpec.model_validate(spec), masks).kept(arguments, canonical(arguments), mac)
 
 
 def kept(spec: Any, arguments: dict[str, Any], *paths: str) -> Any:
@@ -185,7 +185,7 @@ async def found_by(store: Store, path: str, value: Any) -> list[str]:
 
 
 def stored(redaction: Redaction, store: Store, arguments: dict[str, Any]) -> Any:
-    took = redaction.kept(arguments, store.mac)
+    took = redaction.kept(arguments, canonical(arguments), store.mac)
     return intent(arguments=arguments, kept=took.clear, sealed=took.sealed, macs=took.macs)
 
 

@@ -12,6 +12,7 @@ import anyio
 import orjson
 import pytest
 
+from broker.model.canonical import canonical
 from broker.model.hold import Edit, Review
 from broker.model.invocation import Intent
 from broker.model.ledger import Retention
@@ -43,7 +44,7 @@ async def keeping(folder: Path, clock: HandClock, **keys: int) -> AsyncGenerator
 async def call(store: Store, number: int, *, make: Callable[..., Intent] = intent, **change: Any) -> Intent:
     """A call that is over, unless it is held, made on day `number`."""
     arguments = {"order_id": number, "note": f"canary-{number}", "open": f"clear-{number}"}
-    took = Redaction.compile(SPEC, []).kept(arguments, store.mac)
+    took = Redaction.compile(SPEC, []).kept(arguments, canonical(arguments), store.mac)
     kept = {"kept": took.clear, "sealed": took.sealed, "macs": took.macs}
     made = make(arguments=arguments, at_ms=NOW + number * DAY, **{**kept, **change})
     await store.admit(made)

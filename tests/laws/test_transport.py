@@ -10,6 +10,8 @@ from typing import Any
 import anyio
 import pytest
 from anyio.abc import SocketStream
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from broker.backends.decoding import BadEncodingError, Inflater, excerpt, short, storable, strict_json
 from broker.errors import AnswerWithheld, BackendError, Broken, BrokerError, Rejected, TimedOut, Unavailable
@@ -190,6 +192,32 @@ def test_json_is_kept_as_it_is(body: bytes) -> None:
     import orjson
 
     assert orjson.dumps(strict_json(body)) == body
+
+
+_PIECES = st.sampled_from(
+    ['{"a":', '"a":1', "{", "}", "[", "]", ",", "1", "-0", "0.0", "1e2", "1e400", "18446744073709551616",
+     '"a"', '"\\u00e9"', '"é"', "null", "true", " ", '{"a":1,"a":1}', "1.0", "[" * 60, "]" * 60]
+)  # fmt: skip
+
+
+@given(st.lists(_PIECES, max_size=12).map(lambda pieces: "".join(pieces).encode()))
+@example(b"[" * 120 + b"]" * 120)
+async def test_json_that_is_read_once_is_what_two_parsers_agree_on(body: bytes) -> None:
+    import jiter
+    import orjson
+
+    def read(by: Callable[[bytes], Any]) -> Any:
+        try:
+            value = by(body)
+            return repr(value), orjson.dumps(value)
+        except (ValueError, TypeError, RecursionError):
+            return "refused"
+
+    def both(body: bytes) -> Any:
+        orjson.loads(body)
+        return jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True)
+
+    assert read(strict_json) == read(both)
 
 
 @pytest.mark.parametrize("kind", ["text/html", "application/octet-stream", "image/png", "", "application/jsonevil"])

@@ -18,6 +18,11 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+CALLER = ("face", "agent", "user", "tenant", "issuer", "principal_key", "credential_id")
+CALLED = ("tool", "tool_version", "tool_effect", "definition", "backend", "rule", "policy_version", "record", "writer",
+          "state", "effect")  # fmt: skip
+OUTCOME = {"code": "", "message": "", "backend_status": "", "result_digest": "", "result_bytes": 0}
+
 
 class Wrong(Exception):
     """chain, seq."""
@@ -65,6 +70,7 @@ def _records(db: sqlite3.Connection) -> None:
     kept: dict[str, str] = {}
     last: dict[str, tuple[str, int]] = {}
     erased_before, erased = 0, set[str]()
+    intents: dict[tuple[str, int], dict[str, Any]] = {}
     for entry in db.execute("select * from entry order by id"):
         body = json.loads(entry["body"])
         if entry["kind"] in ("payloads_deleted", "erasure") and body.get("part") == "kept":
@@ -76,10 +82,21 @@ def _records(db: sqlite3.Connection) -> None:
         last[call_id] = entry["chain"], entry["seq"]
         record = said.setdefault(call_id, {})
         laps = {**record.get("laps_us", {}), **body.get("set", {}).get("laps_us", {})}
+        if not record:
+            record.update(call_id=call_id, at_ms=entry["at_ms"])
+        if entry["kind"] == "intent":
+            intents[entry["chain"], entry["seq"]] = body["set"]
+            for seq, names in zip(body.get("as", ()), (CALLER, CALLED), strict=False):
+                named = intents.get((entry["chain"], seq), {}) if seq else body["set"]
+                if any(name not in named for name in names):
+                    raise Wrong(entry["chain"], entry["seq"])
+                record.update({name: named[name] for name in names})
         if "set" in body:
-            record.update(body["set"], laps_us=laps, changed_at_ms=entry["at_ms"])
+            ended = OUTCOME if entry["kind"] == "outcome" else {}
+            record.update({**ended, **body["set"]}, laps_us=laps, changed_at_ms=entry["at_ms"])
         holds.setdefault(call_id, {}).update(body.get("hold", {}))
-        kept.update({call_id: body["kept"]} if "kept" in body else {})
+        if "kept" in body:
+            kept[call_id] = record["arguments_digest"] if body["kept"] is True else body["kept"]
     calls = [row["call_id"] for row in db.execute("select call_id from invocation order by id")]
     for call_id, expected_id in zip_longest(calls, said):
         if call_id != expected_id:

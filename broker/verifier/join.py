@@ -123,11 +123,11 @@ def _join_calls(whole: Whole, part: Part, db: sqlite3.Connection, records: Recor
         if call is None:
             raise FoundError(telling.spot, unknown(telling.call_id))
         try:
-            tell(call, telling.spot, telling.at_ms, telling.body)
+            tell(call, telling.spot, telling.kind, telling.at_ms, telling.body)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise FoundError(telling.spot, f"the entry is none a broker writes ({error!r})") from error
         if is_over(call):
-            _compare(call, records)
+            records.judge(call)
             del whole.open[telling.call_id]
     del db
 
@@ -144,7 +144,7 @@ def _join_records(whole: Whole, part: Part, db: sqlite3.Connection, _records: Re
 def _end(whole: Whole, db: sqlite3.Connection, records: Records) -> None:
     """What only shows when all entries are known. Raises FoundError."""
     for call in sorted(whole.open.values(), key=lambda call: call.spot[0]):
-        _compare(call, records)
+        records.judge(call)
     whole.erased += records.erased
     extra = db.execute("select call_id from invocation where id > ? limit 1", (whole.last_record,)).fetchone()
     if extra is not None:
@@ -152,13 +152,6 @@ def _end(whole: Whole, db: sqlite3.Connection, records: Records) -> None:
     stray = db.execute(_STRAY_HOLD).fetchone()
     if stray is not None:
         raise FoundError(_nowhere(), f"call {stray[0]} has a hold that no entry speaks of: it was inserted")
-
-
-def _compare(call: OpenCall, records: Records) -> None:
-    record = records.of(call.says["call_id"])
-    if record is None:
-        raise FoundError(call.spot, f"the record of call {call.says['call_id']} is gone")
-    records.compare(call, record)
 
 
 def _nowhere() -> Spot:

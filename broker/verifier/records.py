@@ -1,8 +1,7 @@
 """The records of calls, read in the order of their entries, and held column by column against what those say.
 
-Rows are read through one cursor beside the ledger's, so a long history is two scans and no search. Most calls are
-judged by their text (`usual.py`); the others are compared as tuples, and which column it was that differs is asked only
-when one does.
+Rows are read through one cursor beside the ledger's, so a long history is two scans and no search. They are compared as
+tuples; which column it was that differs is asked only when one does.
 """
 
 from __future__ import annotations
@@ -17,26 +16,26 @@ from typing import Any, NamedTuple
 
 from jiter import from_json
 
-from broker.verifier.usual import Usual
+from broker.verifier.said import Said
 
 ALL = 1 << 62  # beyond every id
-LESSONS = 100  # how often a walk adapts to how calls look; where they look different all the time, it reads them
 
 _JSON = frozenset({"quotas", "laps_us", "scopes", "groups", "persons", "charges", "terms", "bound", "votes"})
-_FRESH: dict[str, Any] = {"quotas": [], "backend_status": "", "result_digest": "", "result_bytes": 0}
+_FRESH: dict[str, Any] = {"quotas": [], "laps_us": {}}
 
 _KEPT = "left join payload k on k.call_id = i.call_id and k.part = 'kept'"
-_ROWS = f"""select i.id, i.call_id, i.at_ms, k.body, %s from invocation i {_KEPT}
+_ROWS = f"""select i.id, i.call_id, k.body, i.laps_us, i.quotas, {{}} from invocation i {_KEPT}
     where i.id >= ? order by i.id"""  # noqa: S608 – a constant
 _RECORD = f"""select i.*, '|' as bar, h.*, '|' as bar, k.body as kept from invocation i
     left join hold h on h.call_id = i.call_id and i.held = 1 {_KEPT} where i.call_id = ?"""  # noqa: S608
 _SEALED = "select body from payload where call_id = ? and part = 'full'"
 _PARTS = {"kept": "kept", "full": "sealed"}
+_COLUMNS = "select name, type from pragma_table_info('invocation') where name <> 'id'"
 _RECORD_ID = "select id from invocation where call_id = ?"
 
 
 Row = tuple[Any, ...]
-"""(id, call_id, at_ms, kept arguments, what `Usual` needs)"""
+"""(id, call_id, kept arguments, laps_us, quotas, all other columns)"""
 
 Place = tuple[int, str, int]
 """A `Spot` as it comes from the table."""
@@ -63,7 +62,7 @@ class FoundError(Exception):
 class OpenCall:
     """A call whose record may still change: what the entries have said so far.
 
-    spot: of the last one.
+    spot: of the last one. record: its row as it was read with its first entry; None when it may be another by now.
     """
 
     spot: Place
@@ -71,6 +70,7 @@ class OpenCall:
     hold: dict[str, Any] | None
     kept: str | None
     sealed: str | None
+    record: Row | None
 
 
 class Records:
@@ -81,15 +81,13 @@ class Records:
         self._erased = {part: Erased.read(db, part) for part in _PARTS}
         names = [column[0] for column in db.execute(_RECORD, ("",)).description]
         bar = names.index("bar")
-        self.columns, self._hold_columns = tuple(names[:bar]), tuple(names[bar + 1 : -2])
-        self._width = len(self.columns)
-        plain = tuple(name for name in self.columns if name != "id" and name not in _JSON)
-        self._plain: Callable[[Any], tuple[Any, ...]] = itemgetter(*(names.index(name) for name in plain))
-        self._said: Callable[[Any], tuple[Any, ...]] = itemgetter(*plain)
-        self._fresh = {**dict.fromkeys(self.columns), **_FRESH}
-        self._quotas, self._laps = (names.index(name) for name in ("quotas", "laps_us"))
-        self._usual = Usual(self.columns)
-        self._lessons = LESSONS
+        self._names, self._hold_names = tuple(names[:bar]), tuple(names[bar + 1 : -2])
+        columns: dict[str, Any] = {name: 0 if kind == "INTEGER" else "" for name, kind in db.execute(_COLUMNS)}
+        plain = tuple(name for name in columns if name not in _JSON)
+        self._rows_sql = _ROWS.format(", ".join(f'i."{name}"' for name in plain))
+        self._plain: Callable[[Any], tuple[Any, ...]] = itemgetter(*plain)
+        self._fresh = {**columns, **_FRESH}
+        self._said = Said(db, self._fresh)
         self._rows: sqlite3.Cursor | None = None
         self.erased = 0
 
@@ -98,10 +96,7 @@ class Records:
         first = 0
         if call_id:
             (first,) = self._db.execute(_RECORD_ID, (call_id,)).fetchone() or (ALL,)
-        self._read_from(first)
-
-    def _read_from(self, first: int) -> None:
-        self._rows = self._db.execute(_ROWS % self._usual.sql, (first,))
+        self._rows = self._db.execute(self._rows_sql, (first,))
 
     def next(self, call_id: str) -> Row | None:
         """The next record in order; None when it is not this call's. Where none was asked for, it begins here."""
@@ -111,45 +106,38 @@ class Records:
         row = self._rows.fetchone()
         return None if row is None or row[1] != call_id else row
 
-    def agrees(self, record: Row, closing: tuple[Any, ...], opening: bytes) -> bool:
-        """Whether a record is what these two say, the row of an entry and the body of the one that opened the call, and
-        the call is over. False: nobody knows yet. Raises FoundError."""
-        agrees, kept = self._usual.agrees(record[4:], opening, closing[6], closing[3])
-        if agrees:
-            self._check_kept(closing[:3], record[1], record[2], kept, record[3])
-        return agrees
+    def said(self, spot: Place, named: list[int] | None) -> dict[str, Any]:
+        """All columns of a record as an entry has them that names these two (`said.py`). Raises ValueError."""
+        return (self._fresh if named is None else self._said.by(spot[1], spot[2], named)).copy()
 
-    def learn(self, last: int, opening: dict[str, Any], closing: dict[str, Any]) -> None:
-        """How two entries look that tell a whole call. last: id of the record that was read last."""
-        if self._lessons and self._usual.learn(opening, closing):
-            self._lessons -= 1
-            self._read_from(last + 1)
-
-    def of(self, call_id: str) -> tuple[Any, ...] | None:
-        """All columns of a call's record, its hold's, and what is kept of its arguments."""
-        return self._db.execute(_RECORD, (call_id,)).fetchone()
-
-    def fresh(self, said: dict[str, Any], at_ms: int) -> dict[str, Any]:
-        """All columns of a record as its first entry leaves them."""
-        return {**self._fresh, **said, "changed_at_ms": at_ms}
-
-    def compare(self, call: OpenCall, record: tuple[Any, ...]) -> None:
+    def judge(self, call: OpenCall) -> None:
         """A record, its hold and its kept arguments against what the entries said. Raises FoundError."""
-        says = call.says
-        if not (
-            self._plain(record) == self._said(says)
-            and _reads(record[self._laps], says["laps_us"])
-            and _reads(record[self._quotas], says["quotas"])
-        ):
-            self._name_column(call, "record", self.columns, record[: self._width], says)
-        if call.hold is not None:
-            hold = {**call.hold, "call_id": says["call_id"]}
-            self._name_column(call, "hold", self._hold_columns, record[self._width + 1 : -2], hold)
-        call_id, at_ms = says["call_id"], says["at_ms"]
-        self._check_kept(call.spot, call_id, at_ms, call.kept, record[-1])
+        says, record = call.says, call.record
+        call_id: str = says["call_id"]
+        if record is None or call.hold is not None or not self._agrees(record, says):
+            kept = self._compare(call, self._db.execute(_RECORD, (call_id,)).fetchone())
+        else:
+            kept = record[2]
+        self._check_kept(call.spot, call_id, says["at_ms"], call.kept, kept)
         if call.sealed is not None:
             row = self._db.execute(_SEALED, (call_id,)).fetchone()
-            self._check_kept(call.spot, call_id, at_ms, call.sealed, row and row[0], part="full")
+            self._check_kept(call.spot, call_id, says["at_ms"], call.sealed, row and row[0], part="full")
+
+    def _agrees(self, record: Row, says: dict[str, Any]) -> bool:
+        return (
+            record[5:] == self._plain(says) and _reads(record[3], says["laps_us"]) and _reads(record[4], says["quotas"])
+        )
+
+    def _compare(self, call: OpenCall, row: tuple[Any, ...] | None) -> bytes | None:
+        """What is kept of its arguments, when the row and its hold are what they should be. Raises FoundError."""
+        if row is None:
+            raise FoundError(call.spot, f"the record of call {call.says['call_id']} is gone")
+        bar = len(self._names)
+        self._name_column(call, "record", self._names, row[:bar], call.says)
+        if call.hold is not None:
+            hold = {**call.hold, "call_id": call.says["call_id"]}
+            self._name_column(call, "hold", self._hold_names, row[bar + 1 : -2], hold)
+        return row[-1]
 
     def _check_kept(
         self, spot: Place, call_id: str, at_ms: int, digest: str | None, body: bytes | None, *, part: str = "kept"

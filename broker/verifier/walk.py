@@ -4,8 +4,8 @@ A part is a range of entry ids, so that several processes can share a long histo
 part cannot judge alone it hands over: where its chains began, entries about calls that another part opened, and calls
 still open at its end. A walk stops at its first fault. Memory grows with the calls that are open, not with the history.
 
-It is meant to be fast, since nobody checks what takes hours: what is hashed are the bytes as they lie, the bodies of a
-usual call are not even read (`usual.py`), and nothing is made for an entry that only an error would need.
+It is meant to be fast, since nobody checks what takes hours: what is hashed are the bytes as they lie, and nothing is
+made for an entry that only an error would need.
 """
 
 from __future__ import annotations
@@ -17,10 +17,17 @@ from typing import Any, NamedTuple
 
 from jiter import from_json
 
-from broker.verifier.records import FoundError, OpenCall, Place, Records, Row, Spot
+from broker.verifier.records import FoundError, OpenCall, Place, Records, Spot
 
 _OPENING = frozenset({"intent", "held", "denied"})
 _FINAL = frozenset({"denied", "rejected", "expired", "withdrawn", "succeeded", "failed"})
+_ENDED: dict[str, Any] = {
+    "code": "",
+    "message": "",
+    "backend_status": "",
+    "result_digest": "",
+    "result_bytes": 0,
+}  # what an outcome does not mention of these is empty
 _FRESH_HOLD: dict[str, Any] = {
     "reviewer": "",
     "review_reason": "",
@@ -36,13 +43,13 @@ _ENTRIES = """select id, chain, seq, at_ms, kind, call_id, cast(body as blob), p
     where id >= ? and id < ? order by id"""
 
 _Entry = tuple[int, str, int, int, str, str, bytes, bytes, bytes]
-_Begun = tuple[_Entry, Row]  # a call's first entry, not read yet, and its record
 
 
 class Telling(NamedTuple):
     """What an entry says about a call that was opened before this part."""
 
     spot: Spot
+    kind: str
     at_ms: int
     call_id: str
     body: dict[str, Any]
@@ -84,63 +91,43 @@ def walk(db: sqlite3.Connection, records: Records, low: int, high: int) -> Part:
     except FoundError as found:
         part.fault = found.spot, found.what
     part.erased = records.erased
+    for call in part.open.values():
+        call.record = None  # it may change still, and is of this snapshot alone
     return part
 
 
 def _walk(db: sqlite3.Connection, records: Records, part: Part, low: int, high: int) -> None:
     if part.is_first:
         records.begin("")
-    begun: dict[str, _Begun] = {}
     row: _Entry
     for row in db.execute(_ENTRIES, (low, high)):
         try:
             _link(part, row)
             if row[5]:
-                _tell(part, begun, row, records)
+                _tell(part, row, records)
             elif row[4] in ("chain", "chain_died"):
                 _recall(part, row)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise FoundError(row[:3], f"the entry is none a broker writes ({error!r})") from error
-    for opening, _ in begun.values():
-        _open(part, opening, from_json(opening[6]), records)
 
 
-def _tell(part: Part, begun: dict[str, _Begun], row: _Entry, records: Records) -> None:
-    """What an entry says about a call. Records are in the order of the entries that opened them.
-
-    begun: calls of which only the first entry was seen, not read yet: the next one mostly is the last.
-    """
+def _tell(part: Part, row: _Entry, records: Records) -> None:
+    """What an entry says about a call. Records are in the order of the entries that opened them."""
     _, _, _, at_ms, kind, call_id, text, _, _ = row
+    body = from_json(text)
     if kind in _OPENING:
-        record = records.next(call_id)
-        if record is None:
-            raise misplaced(row[:3], call_id)
-        part.records += 1
-        part.last_record = record[0]
-        if part.first_record is None:
-            part.first_record = record[0], row[:3], call_id
-        if kind == "intent":
-            begun[call_id] = row, record
-        else:
-            _judge(part, _open(part, row, from_json(text), records), records)
-        return
-    first = begun.pop(call_id, None)
-    if first is not None:
-        opening, record = first
-        if kind == "outcome" and records.agrees(record, row, opening[6]):
-            return
-        said, body = from_json(opening[6]), from_json(text)
-        call = _open(part, opening, said, records)
-        tell(call, row[:3], at_ms, body)
-        if _judge(part, call, records):
-            records.learn(part.last_record, said, body)
-    elif (call := part.open.get(call_id)) is not None:
-        tell(call, row[:3], at_ms, from_json(text))
-        _judge(part, call, records)
+        call = _open(part, row, body, records)
+    elif (known := part.open.get(call_id)) is not None:
+        call = known
+        tell(call, row[:3], kind, at_ms, body)
     elif part.is_first:
         raise FoundError(row[:3], unknown(call_id))
     else:
-        part.later.append(Telling(Spot._make(row[:3]), at_ms, call_id, from_json(text)))
+        part.later.append(Telling(Spot._make(row[:3]), kind, at_ms, call_id, body))
+        return
+    if is_over(call):
+        records.judge(call)
+        del part.open[call_id]
 
 
 def misplaced(spot: Place, call_id: str) -> FoundError:
@@ -148,23 +135,27 @@ def misplaced(spot: Place, call_id: str) -> FoundError:
 
 
 def _open(part: Part, row: _Entry, body: dict[str, Any], records: Records) -> OpenCall:
+    _, _, _, at_ms, kind, call_id, _, _, _ = row
+    record = records.next(call_id)
+    if record is None:
+        raise misplaced(row[:3], call_id)
+    part.records += 1
+    part.last_record = record[0]
+    if part.first_record is None:
+        part.first_record = record[0], row[:3], call_id
+    says = records.said(row[:3], body.get("as") if kind == "intent" else None)
+    says["call_id"] = call_id
+    says["at_ms"] = says["changed_at_ms"] = at_ms
+    says.update(body["set"])
     hold = {**_FRESH_HOLD, **body["hold"]} if "hold" in body else None
-    says = records.fresh(body["set"], row[3])
-    call = part.open[row[5]] = OpenCall(row[:3], says, hold, body.get("kept"), body.get("sealed"))
+    call = OpenCall(row[:3], says, hold, _kept(body, says), body.get("sealed"), record)
+    part.open[call_id] = call
     return call
 
 
-def _judge(part: Part, call: OpenCall, records: Records) -> bool:
-    """If the call is over, its record. Raises FoundError."""
-    if not is_over(call):
-        return False
-    call_id = call.says["call_id"]
-    record = records.of(call_id)
-    if record is None:
-        raise FoundError(call.spot, f"the record of call {call_id} is gone")
-    records.compare(call, record)
-    del part.open[call_id]
-    return True
+def _kept(body: dict[str, Any], says: dict[str, Any]) -> str | None:
+    kept = body.get("kept")
+    return says["arguments_digest"] if kept is True else kept
 
 
 def _link(part: Part, row: _Entry) -> None:
@@ -196,18 +187,19 @@ def check_follows(spot: Spot, prev: bytes, head: tuple[int, bytes]) -> None:
         raise FoundError(spot, "the entry does not name the hash of the one before it")
 
 
-def tell(call: OpenCall, spot: Place, at_ms: int, body: dict[str, Any]) -> None:
+def tell(call: OpenCall, spot: Place, kind: str, at_ms: int, body: dict[str, Any]) -> None:
     """What a later entry says about a call."""
     call.spot = spot
-    change = body.get("set")
+    says, change = call.says, body.get("set")
     if change:
-        says = call.says
         laps = says["laps_us"]
+        if kind == "outcome":
+            says.update(_ENDED)
         says.update(change)
         says["changed_at_ms"] = at_ms
         says["laps_us"] = {**laps, **change.get("laps_us", {})}
     if "kept" in body:
-        call.kept = body["kept"]  # a reviewer may change the arguments
+        call.kept = _kept(body, says)  # a reviewer may change the arguments
         call.sealed = body.get("sealed", call.sealed)
     if "hold" in body:
         call.hold = {**(call.hold or _FRESH_HOLD), **body["hold"]}

@@ -112,7 +112,7 @@ def _intents(calls: int, start_ms: int, step_ms: float) -> Iterator[Intent]:
             tenant=tenant,
             issuer=principal.issuer,
             principal_key=principal.key,
-            credential_id=f"jti-{number % 1000}",
+            credential_id=f"jti-{number % 300}-{at_ms // DAY_MS}",  # each caller has a new one each day
             request_id=str(number),
             trace_id=f"{number:032x}",
             tool=tool,

@@ -17,22 +17,23 @@ import pytest
 
 from broker.model.hold import Review
 from broker.ports import Store
+from broker.stores.sqlite.ledger import whole
 from broker.verifier import Fault, join, verify, write_anchor
-from broker.verifier.records import Records
 from tests import second_verifier
 from tests.records import NOW, count, held_intent, intent, open_store, outcome
 
 
 async def live_a_little(store: Store, round_: int) -> None:
     """A bit of everything that is recorded."""
-    plain, failed = intent(charges=(count(50),)), intent()
-    for call in (plain, failed):
+    plain, failed, again = intent(charges=(count(500),)), intent(agent="cat"), intent(charges=(count(500),))
+    for call in (plain, failed, again):
         await store.admit(call)
     await store.admit(intent(refusal=("forbidden", "authorise", "no")))
     await store.finish(outcome(plain.call_id))
     await store.finish(outcome(failed.call_id, state="failed", code="backend_rejected", message="no"))
+    await store.finish(outcome(again.call_id))
     for number, decision in enumerate(("approve", "reject")):
-        held = held_intent(arguments={"round": round_, "number": number}, charges=(count(50),))
+        held = held_intent(arguments={"round": round_, "number": number}, charges=(count(500),))
         await store.admit(held)
         await store.review(Review(held.call_id, decision, "rita", "why", NOW + 1, "cli"))  # type: ignore[arg-type]
         if decision == "approve":
@@ -110,10 +111,11 @@ def place(database: Path, which: str) -> tuple[str, int]:
         return db.execute(f"select chain, seq from entry where {which}").fetchone()
 
 
-# The records of two succeeded plain calls, the first of each round; the first hold; and an entry in the middle of the
-# first chain. From the first call the verifier learns what such calls look like, the second it judges by its text.
+# The records of two succeeded plain calls: the intent of the first says all of it, that of the other names the first.
+# The intents of the first chain: FULL; HALF, of another caller, names it for the tool alone; SHORT for both.
 ENTRY = "id = 4"
-READ, COMPARED = "id = 1", "id = 7"
+TOLD, NAMING = "id = 1", "id = 3"
+FULL, HALF, SHORT = 2, 3, 4
 HOLD = "call_id = (select call_id from hold order by call_id limit 1)"
 
 
@@ -145,7 +147,7 @@ def test_what_the_store_wrote_verifies(database: Path) -> None:
             assert verify(database, processes=processes) == alone
     found = verify(database)
     assert found.fault is None
-    assert (found.ok, found.chains, found.records, found.erased) == (True, 2, 12, 0)
+    assert (found.ok, found.chains, found.records, found.erased) == (True, 2, 14, 0)
     assert found.limits
 
 
@@ -157,7 +159,7 @@ async def test_it_verifies_while_a_broker_writes(tmp_path: Path) -> None:
         await store.admit(intent())
         found = verify(tmp_path / "broker.db")
         assert found.fault is None
-        assert found.records == 7
+        assert found.records == 8
     finally:
         await store.aclose()
 
@@ -172,28 +174,10 @@ def test_a_changed_entry_is_found_where_it_is(database: Path, column: str) -> No
     assert (fault.chain, fault.seq) == (chain, seq)
 
 
-@pytest.mark.parametrize("record", [READ, COMPARED])
+@pytest.mark.parametrize("record", [TOLD, NAMING])
 @pytest.mark.parametrize("column", columns("invocation"))
 def test_a_changed_record_is_found(database: Path, column: str, record: str) -> None:
     assert fault_after(database, changed("invocation", column, record)).chain
-
-
-def test_a_usual_call_is_judged_by_its_text_alone(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
-    of = Records.of
-
-    def noted(records: Records, call_id: str) -> tuple[Any, ...] | None:
-        read.append(call_id)
-        return of(records, call_id)
-
-    monkeypatch.setattr(Records, "of", noted)
-    assert verify(database, processes=1).ok
-    with by_hand(database) as db:
-        first, second = (
-            db.execute(f"select call_id from invocation where {which}").fetchone()[0] for which in (READ, COMPARED)
-        )
-    assert first in read
-    assert second not in read
 
 
 @pytest.mark.parametrize(
@@ -213,7 +197,7 @@ def test_a_usual_call_is_judged_by_its_text_alone(database: Path, monkeypatch: p
     ],
 )
 def test_no_text_of_a_record_passes_for_another(database: Path, change: str) -> None:
-    fault = fault_after(database, f"update invocation set {change} where {COMPARED}")
+    fault = fault_after(database, f"update invocation set {change} where {NAMING}")
     assert change.split(" =", maxsplit=1)[0] in fault.what
 
 
@@ -281,9 +265,14 @@ def cut_tail(db: sqlite3.Connection) -> None:
 
 
 def rewrite(db: sqlite3.Connection) -> None:
-    """Change an early entry and hash the whole chain anew, as the page in ledger.py describes it."""
+    """Change an early entry and hash the whole chain anew."""
     (chain,) = db.execute("select chain from entry where kind = 'reload' order by id desc limit 1").fetchone()
     db.execute("update entry set body = '{\"version\":\"forged\"}' where kind = 'reload' and chain = ?", (chain,))
+    rehash(db, chain)
+
+
+def rehash(db: sqlite3.Connection, chain: str) -> None:
+    """Of a whole chain, as the page in ledger.py describes it."""
     prev = b""
     for id_, seq, at_ms, kind, call_id, body in db.execute(
         "select id, seq, at_ms, kind, call_id, body from entry where chain = ? order by seq", (chain,)
@@ -292,6 +281,53 @@ def rewrite(db: sqlite3.Connection) -> None:
         digest = hashlib.sha256("\n".join(lines).encode()).digest()
         db.execute("update entry set prev = ?, hash = ? where id = ?", (prev, digest, id_))
         prev = digest
+
+
+@pytest.mark.parametrize("named", [[HALF, FULL], [FULL, HALF], [0, FULL], [FULL, 0], [0, 0], [SHORT, FULL], [5, FULL],
+    [99, FULL], [FULL, 99], [1, FULL], [-1, FULL], [FULL], [], FULL, None, ["2", FULL], [FULL, FULL, FULL], [[], {}]],
+)  # fmt: skip
+def test_an_intent_that_names_what_it_should_not_is_found(database: Path, named: Any) -> None:
+    """Another caller, one that says nothing itself, itself, a later one, none, no intent; in a chain that is whole."""
+    (chain, _), last = place(database, "id = 1"), place(database, "kind = 'outcome' and id = 8")
+    with by_hand(database) as db:
+        (body,) = db.execute("select body from entry where id = ?", (SHORT,)).fetchone()
+        assert json.loads(body)["as"] == [FULL, FULL]
+        said = {**json.loads(body), "as": named}
+        db.execute("update entry set body = ? where id = ?", (json.dumps(said), SHORT))
+        rehash(db, chain)
+    fault = fault_after(database, "update entry set at_ms = at_ms where id = 1")
+    assert (fault.chain, fault.seq) in ((chain, SHORT), last)
+
+
+def test_whose_naming_another_changes_with_it(database: Path) -> None:
+    """The record that names it is found as well, when the one that says it all was made to agree with its own."""
+    chain, _ = place(database, "id = 1")
+    with by_hand(database) as db:
+        db.execute("update entry set body = replace(body, 'jti-1', 'jti-2') where id = ?", (FULL,))
+        db.execute("update invocation set credential_id = 'jti-2' where id = 1")
+        rehash(db, chain)
+    fault = fault_after(database, "update entry set at_ms = at_ms where id = 1")
+    assert (fault.chain, fault.seq) == (chain, 8)
+    assert "`credential_id`" in fault.what
+
+
+def test_entries_that_say_everything_themselves_verify(database: Path) -> None:
+    """As brokers wrote them before intents named others."""
+    with by_hand(database) as db:
+        entries = """select e.id, e.chain, e.kind, e.body, e.call_id, i.at_ms, i.arguments_digest
+            from entry e join invocation i using (call_id)"""
+        for id_, chain, kind, body, call_id, at_ms, digest in db.execute(entries).fetchall():
+            said = whole(db, chain, json.loads(body))
+            if kind in ("intent", "denied", "held"):
+                empty = {"held": 0, "code": "", "stage": "", "message": "", "call_id": call_id, "at_ms": at_ms}
+                said["set"] = {**empty, "changed_at_ms": at_ms, **said["set"]}
+                said["kept"] = digest
+            if kind == "outcome":
+                said["set"] = {"code": "", "message": "", "backend_status": "", **said["set"]}
+            db.execute("update entry set body = ? where id = ?", (json.dumps(said, sort_keys=True), id_))
+        forge_all(db)
+    assert verify(database).fault is None
+    assert second_verifier.judge(database) is None
 
 
 def test_a_chain_removed_whole_is_missed_by_a_later_one(database: Path) -> None:

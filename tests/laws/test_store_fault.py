@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import anyio.lowlevel
 import pytest
 
 from broker.errors import Internal, RecordUnavailable
-from broker.model.invocation import InvocationQuery
+from broker.model.invocation import Intent, InvocationQuery
+from broker.stores.sqlite import admission, ledger
 from broker.stores.sqlite.store import SqliteStore
 from broker.stores.sqlite.transaction import Transaction
 from broker.verifier import verify
@@ -239,4 +240,61 @@ async def test_a_bug_in_one_job_undoes_that_job_alone(store: SqliteStore, tmp_pa
     assert not store.fault
     with closing(sqlite3.connect(tmp_path / "broker.db")) as db:
         assert db.execute("select count(*) from payload where call_id = 'half'").fetchone() == (0,)
+    assert verify(tmp_path / "broker.db").fault is None
+
+
+async def bug(store: SqliteStore, call: Intent) -> None:
+    """In the middle of a job, after it was recorded."""
+
+    def buggy(tx: Transaction, _: None) -> None:
+        admission.admit(tx, call)
+        raise ZeroDivisionError
+
+    with pytest.raises(Internal):
+        await store.writer.run(buggy, None)
+
+
+async def no_writes(store: SqliteStore, call: Intent) -> None:
+    def refuse(tx: Transaction, _: None) -> None:
+        admission.admit(tx, call)
+        tx.db.execute("pragma query_only = on")
+        tx.db.execute("delete from payload where call_id = 'x'")
+
+    with pytest.raises(RecordUnavailable):
+        await store.writer.run(refuse, None)
+    await healed(store)
+
+
+async def restored(store: SqliteStore, call: Intent) -> None:
+    """The disk takes back what it had: another copy of the file is opened in its place."""
+    await store.admit(call)
+
+    def older(tx: Transaction, _: None) -> None:
+        tx.db.execute("delete from payload where call_id = ?", (call.call_id,))
+        tx.db.execute("delete from invocation where call_id = ?", (call.call_id,))
+        tx.db.execute("delete from entry where call_id = ?", (call.call_id,))
+
+    await store.writer.run(older, None)
+    await no_writes(store, intent())
+
+
+@pytest.mark.parametrize("undone", [bug, no_writes, restored])
+async def test_no_intent_names_one_that_was_undone(
+    store: SqliteStore, tmp_path: Path, undone: Callable[[SqliteStore, Intent], Awaitable[None]]
+) -> None:
+    await store.admit(intent())
+    await undone(store, intent(agent="cat", tool="orders_find"))
+    for _ in range(3):
+        await store.admit(intent(agent="cat", tool="orders_find"))
+        await store.admit(intent())
+    assert verify(tmp_path / "broker.db").fault is None
+    with closing(sqlite3.connect(tmp_path / "broker.db")) as db:
+        named = "json_extract(body, '$.as[0]') > 0 and json_extract(body, '$.as[1]') > 0"
+        assert db.execute(f"select count(*) from entry where kind = 'intent' and {named}").fetchone() >= (4,)
+
+
+async def test_few_callers_are_remembered(store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "SAID", 5)
+    for number in range(40):
+        await store.admit(intent(agent=f"agent-{number % 3}", tool=f"tool-{number % 4}"))
     assert verify(tmp_path / "broker.db").fault is None

@@ -16,13 +16,13 @@ from broker.model.canonical import canonical, digest_of
 from broker.model.invocation import Admission, Intent, Invocation
 from broker.model.quota import QuotaState, room
 from broker.stores.sqlite import grant, hold, idempotency, payloads, quota
+from broker.stores.sqlite.ledger import CALLED, CALLER
 from broker.stores.sqlite.transaction import Transaction, Undo
 
-_INSERT = """insert into invocation (call_id, state, at_ms, changed_at_ms, face, agent, "user", tenant, issuer,
-        principal_key, credential_id, request_id, trace_id, tool, tool_version, tool_effect, definition, backend, rule,
-        policy_version, arguments_digest, record, held, writer, quotas, code, stage, message, effect, laps_us)
-    values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-    on conflict (call_id) do nothing"""
+_OWN = ("request_id", "trace_id", "arguments_digest", "held", "code", "stage", "message", "quotas", "laps_us")
+_COLUMNS = (*CALLER, *CALLED, *_OWN)
+_INSERT = f"""insert into invocation (call_id, at_ms, changed_at_ms, {", ".join(f'"{name}"' for name in _COLUMNS)})
+    values (?, ?, ?{", ?" * len(_COLUMNS)}) on conflict (call_id) do nothing"""  # noqa: S608 – constants
 
 _KEEP = "insert into payload (call_id, part, body) values (?, 'kept', ?)"
 
@@ -122,13 +122,8 @@ def _write(
     """The row, what is kept of the arguments, and the entry. Raises Undo when there is such a call."""
     code, stage, message = refusal
     quotas = [{name: getattr(one, name) for name in _QUOTA} for one in states]
-    writer = tx.ledger.chain if state == "dispatching" else ""
-    # Positional, in the order of _INSERT: this runs for every call.
-    row = (
-        intent.call_id,
-        state,
-        intent.at_ms,
-        intent.at_ms,
+    # Positional, in the order of _COLUMNS: this runs for every call.
+    caller = (
         intent.face,
         intent.agent,
         intent.user,
@@ -136,8 +131,8 @@ def _write(
         intent.issuer,
         intent.principal_key,
         intent.credential_id,
-        intent.request_id,
-        intent.trace_id,
+    )
+    called = (
         intent.tool,
         intent.tool_version,
         intent.tool_effect,
@@ -145,37 +140,30 @@ def _write(
         intent.backend,
         intent.rule,
         intent.policy_version,
-        intent.arguments_digest,
         intent.record,
-        0 if intent.terms is None else 1,
-        writer,
-        canonical(quotas).decode() if quotas else "[]",
-        code,
-        stage,
-        message,
+        tx.ledger.chain if state == "dispatching" else "",
+        state,
         "none",
-        canonical(intent.laps_us).decode(),
     )
+    held = 0 if intent.terms is None else 1
+    own = (intent.request_id, intent.trace_id, intent.arguments_digest, held, code, stage, message)
+    packed = (canonical(quotas).decode() if quotas else "[]", canonical(intent.laps_us).decode())
+    row = (intent.call_id, intent.at_ms, intent.at_ms, *caller, *called, *own, *packed)
     if tx.db.execute(_INSERT, row).rowcount != 1:
         raise Undo(Conflict(f"Call {intent.call_id} is already recorded.", call_id=intent.call_id))
-    body: dict[str, Any] = {"set": dict(zip(_COLUMNS, row, strict=True))}
-    if quotas:
-        body["set"]["quotas"] = quotas
-    else:
-        del body["set"]["quotas"]
-    body["set"]["laps_us"] = intent.laps_us
-    if facts:
-        body.update(facts)
+    said = {name: value for name, value in zip(_OWN, (*own, quotas, intent.laps_us), strict=True) if value}
+    body: dict[str, Any] = {"set": said, **(facts or {})}
     if (intent.key or intent.derived) and state != "denied":
         idempotency.take(tx, intent, intent.call_id, first)
         body["key"] = intent.key or intent.derived
     if intent.kept is not None:
-        body["kept"] = digest_of(intent.kept)
+        kept = digest_of(intent.kept)
+        body["kept"] = kept == intent.arguments_digest or kept
         tx.db.execute(_KEEP, (intent.call_id, intent.kept))
     if intent.sealed or intent.macs:
         body |= payloads.keep(tx, intent.call_id, intent.sealed, intent.macs)
-    kind = "intent" if state == "dispatching" else state
-    tx.ledger.append(kind, intent.call_id, intent.at_ms, body)
-
-
-_COLUMNS = tuple(name.strip(' "\n') for name in _INSERT[_INSERT.index("(") + 1 : _INSERT.index(")")].split(","))
+    if state == "dispatching":
+        tx.ledger.append_intent(intent.call_id, intent.at_ms, body, caller, called)
+        return
+    said.update((name, value) for name, value in zip((*CALLER, *CALLED), (*caller, *called), strict=True) if value)
+    tx.ledger.append(state, intent.call_id, intent.at_ms, body)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from broker.ports import Event, Followed
+from broker.stores.sqlite.ledger import whole
 from broker.stores.sqlite.transaction import Transaction
 
 TABLES = (
@@ -60,7 +61,7 @@ def after(db: sqlite3.Connection, place: int, kinds: Sequence[str], limit: int) 
     events: list[Event] = []
     for entry_id, chain, seq, at_ms, kind, call_id, body in rows:
         if not kinds or kind in kinds:
-            events.append(Event(entry_id, f"{chain}.{seq}", at_ms, kind, call_id, json.loads(body)))
+            events.append(Event(entry_id, f"{chain}.{seq}", at_ms, kind, call_id, whole(db, chain, json.loads(body))))
             if len(events) == limit:
                 return Followed(tuple(events), entry_id)
     return Followed(tuple(events), rows[-1][0] if rows else place)

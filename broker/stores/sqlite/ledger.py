@@ -20,12 +20,17 @@ SEEN of them, newest first). So a chain that is cut or removed is missed by a la
 by nothing here, and that is what anchors outside of the database are for.
 
 Bodies of entries about calls: `set` are the columns of the invocation that this entry changed, `hold` those of its
-hold, `kept` the digest of the arguments kept in clear. Everything in those tables is thereby in the chain.
+hold, `kept` the digest of the arguments kept in clear, true when that is the `arguments_digest`. Everything in those
+tables is thereby in the chain. What is left out is empty, or the entry's own: `call_id`, and the time as `at_ms`.
+
+Most intents say the same of who calls (CALLER) and of what is called by which rule (CALLED), so an intent says it by
+`as`: the seqs of the two intents of its own chain, before it, whose `set` has these columns; 0 where its own has them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 import sqlite3
@@ -37,6 +42,10 @@ from broker.model.canonical import canonical
 from broker.model.ledger import Head, Heads
 
 SEEN = 16
+SAID = 4096  # callers and tools that are remembered, so that not each intent has to say them
+CALLER = ("face", "agent", "user", "tenant", "issuer", "principal_key", "credential_id")
+CALLED = ("tool", "tool_version", "tool_effect", "definition", "backend", "rule", "policy_version", "record", "writer",
+          "state", "effect")  # fmt: skip
 RESERVED = frozenset(
     {"chain", "chain_end", "chain_died", "intent", "held", "denied", "attached", "outcome", "review", "claim", "expiry",
      "recovery", "withdrawal", "collected", "replayed", "payloads_deleted", "payload_read", "erasure", "outage",
@@ -59,6 +68,7 @@ class Ledger:
         self._on_begin = on_begin
         self._seq = 0
         self._prev = b""
+        self._said: dict[tuple[str, ...], int] = {}  # values of CALLER or CALLED -> the seq that says them, ascending
 
     @property
     def has_begun(self) -> bool:
@@ -70,6 +80,8 @@ class Ledger:
 
     def back_to(self, mark: tuple[int, bytes]) -> None:
         self._seq, self._prev = mark
+        while self._said and next(reversed(self._said.values())) > self._seq:
+            self._said.popitem()
 
     def reload(self) -> None:
         """Stand where the file says: after a failed commit nobody can be sure from memory."""
@@ -77,6 +89,7 @@ class Ledger:
             "select seq, hash from entry where chain = ? order by seq desc limit 1", (self.chain,)
         ).fetchone()
         self._seq, self._prev = (row[0], row[1]) if row else (0, b"")
+        self._said.clear()
 
     def append(self, kind: str, call_id: str, at_ms: int, body: Mapping[str, Any]) -> None:
         """Add an entry. Raises ValueError for a kind or call id with a newline, TypeError for what is not JSON."""
@@ -85,6 +98,26 @@ class Ledger:
         if self._seq == 0:
             self._begin(at_ms)
         self._append(kind, call_id, at_ms, canonical(body))
+
+    def append_intent(
+        self, call_id: str, at_ms: int, body: dict[str, Any], caller: tuple[str, ...], called: tuple[str, ...]
+    ) -> None:
+        """Add the entry of an admitted call. body: its `set` without the columns of CALLER and CALLED; it is completed.
+
+        Raises as `append`.
+        """
+        if self._seq == 0:
+            self._begin(at_ms)
+        said = [self._said.get(caller, 0), self._said.get(called, 0)]
+        if any(said):
+            body["as"] = said
+        for seq, names, values in zip(said, (CALLER, CALLED), (caller, called), strict=True):
+            if not seq:
+                body["set"].update(zip(names, values, strict=True))
+                if len(self._said) == SAID:
+                    del self._said[next(iter(self._said))]
+                self._said[values] = self._seq + 1
+        self.append("intent", call_id, at_ms, body)
 
     def _append(self, kind: str, call_id: str, at_ms: int, body: bytes) -> None:
         seq, prev = self._seq + 1, self._prev
@@ -97,6 +130,16 @@ class Ledger:
         self._on_begin(at_ms)
         facts = {"host": socket.gethostname(), "pid": os.getpid(), "version": __version__, "seen": heads(self.db)}
         self._append("chain", "", at_ms, canonical(facts))
+
+
+def whole(db: sqlite3.Connection, chain: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The body of an entry of this chain with all that it says, also by `as`."""
+    says: dict[str, Any] = {}
+    for seq, names in zip(body.pop("as", ()), (CALLER, CALLED), strict=False):
+        if seq:
+            (said,) = db.execute("select body from entry where chain = ? and seq = ?", (chain, seq)).fetchone()
+            says |= {name: json.loads(said)["set"][name] for name in names}
+    return {**body, "set": {**says, **body["set"]}} if says else body
 
 
 def heads(db: sqlite3.Connection, only: str = "") -> list[dict[str, Any]]:

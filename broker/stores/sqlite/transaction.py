@@ -100,5 +100,7 @@ def advance(
     sql = _advance(target, tuple(columns), all_laps=all_laps)
     if tx.db.execute(sql, (at_ms, *columns.values(), call_id)).rowcount != 1:
         return False
+    if kind == "outcome":  # says it all: what it does not mention is empty
+        change = {name: value for name, value in change.items() if value}
     tx.ledger.append(kind, call_id, at_ms, {**(facts or {}), "set": {**change, "state": target}})
     return True

@@ -91,6 +91,53 @@ def test_what_two_readers_could_read_in_two_ways_is_refused(name: str) -> None:
     assert len(refusal.value.sentence) < 300
 
 
+NUMBERS = st.one_of(
+    st.integers(-(2**65), 2**65).map(str),
+    st.floats(allow_nan=False, allow_infinity=False).map(repr),
+    st.sampled_from(["-0", "-0.0", "1e400", "-1E400", "1E5", "1e-400", "0.1e1", "01", "1.", "1e16", "100000.0", "NaN"]),
+)
+TEXTS = st.one_of(
+    st.text().map(lambda text: orjson.dumps(text).decode()), st.sampled_from(['"\\u0041"', '"\\/"', '"\\ud800"'])
+)
+KEYS = st.sampled_from(['"a"', '"b"', '"\\u0061"', '"\u00e9"'])
+
+
+def _array(items: list[str]) -> str:
+    return f"[{','.join(items)}]"
+
+
+def _object(pairs: list[tuple[str, str]]) -> str:
+    return "{" + ",".join(f"{key}:{value}" for key, value in pairs) + "}"
+
+
+JSON = st.recursive(
+    NUMBERS | TEXTS | st.sampled_from(["true", "null", "nil", ""]),
+    lambda inner: st.lists(inner, max_size=4).map(_array) | st.lists(st.tuples(KEYS, inner), max_size=4).map(_object),
+)
+
+
+def told(body: bytes, limits: Limits) -> Any:
+    """What is read, to the kind of its last number; or why not."""
+    try:
+        return repr(read_json(body, limits))
+    except Malformed as refusal:
+        return refusal.facts
+
+
+@given(st.lists(st.tuples(KEYS, JSON), max_size=4).map(_object), st.integers(4, 40))
+def test_what_comes_as_it_would_be_written_is_read_as_anything_else(text: str, most: int) -> None:
+    """A blank at its end means nothing, but the quick way is not for it."""
+    for limits in (LIMITS, Limits.model_construct(json_depth=3, json_nodes=most, json_string_bytes=12, id_bytes=9)):
+        body = text.encode("utf-8", "surrogatepass")
+        assert told(body, limits) == told(body + b" ", limits)
+
+
+@pytest.mark.parametrize("name", [*ACCEPTED, *REFUSED])
+def test_a_blank_at_the_end_changes_nothing(name: str) -> None:
+    body = (ACCEPTED.get(name) or REFUSED[name])[0]
+    assert told(body, LIMITS) == told(body + b" ", LIMITS)
+
+
 def test_a_refusal_names_its_limit() -> None:
     small = Limits(json_string_bytes=1024)
     for body, limit in (

@@ -13,16 +13,14 @@ What must not live here: anything that looks into a request.
 
 from __future__ import annotations
 
-from asyncio import Event, TimerHandle, Transport
-from collections.abc import Callable, Mapping
+from asyncio import CancelledError, Event, Task, TimerHandle, Transport
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 if TYPE_CHECKING:
-    from uvicorn._types import ASGI3Application
-
     from broker.settings import Limits
 
 # ASGI extension under which a request finds its `Hangup`.
@@ -47,9 +45,13 @@ PIECE = "broker.piece"
 class Shortcut(Protocol):
     """A way past the parser for requests whose head is known: see `broker.faces.mcp.shortcut`."""
 
-    def __call__(self, data: bytes, server: Any) -> ASGI3Application | int | None:
-        """What answers the request in these bytes, sent to this address of ours; how many bytes of it are missing;
-        None: it goes the usual way."""
+    def __call__(self, data: bytes, server: Any) -> object | int | None:
+        """The request in these bytes, sent to this address of ours; how many bytes of it are missing; None: it goes the
+        usual way."""
+        ...
+
+    def answer(self, taken: Any, line: Line) -> Coroutine[Any, Any, None]:
+        """Answer what `__call__` has given; to be awaited at once, in a task of its own."""
         ...
 
     def hold(self, size: int) -> bool:
@@ -72,18 +74,68 @@ _UNASKED = _Unasked()
 
 
 class Hangup:
-    """Tells the request being worked on that its client went away, without a task per request."""
+    """Tells the request being worked on that its client went away, without a task to watch for it.
 
-    __slots__ = ("gone", "notify")
+    task: what is cancelled then; None while there is nothing to cancel.
+    """
+
+    __slots__ = ("gone", "task")
 
     def __init__(self) -> None:
         self.gone = False
-        self.notify: Callable[[], object] | None = None
+        self.task: Task[Any] | None = None
 
     def tell(self) -> None:
         self.gone = True
-        if self.notify is not None:
-            self.notify()
+        if self.task is not None:
+            self.task.cancel()
+
+
+Answering = Callable[[bytes, bytes], bool]
+"""`Connection.answer` of one request."""
+
+
+class Line:
+    """In the place of uvicorn's cycle for requests that took the shortcut: one for all of a connection, as there is one
+    at a time.
+
+    task: whose work the request is. answer: see `Connection.answer`; `send` is the usual way, as in ASGI.
+    """
+
+    __slots__ = (
+        "_connection", "_usual", "answer", "disconnected", "hangup", "keep_alive", "response_complete",
+        "response_started", "task",
+    )  # fmt: skip
+
+    message_event = _UNASKED
+    task: Task[None]
+
+    def __init__(self, connection: Connection, hangup: Hangup) -> None:
+        self._connection = connection
+        self.hangup = hangup
+        self.disconnected = False
+        self.answer: Answering = partial(connection.answer, self)
+        self.begin()
+
+    def begin(self) -> None:
+        """For the next request."""
+        self._usual: RequestResponseCycle | None = None
+        self.keep_alive = True
+        self.response_started = self.response_complete = False
+
+    def end(self) -> None:
+        """The connection is gone."""
+        self.disconnected = True
+        self.answer = _refuse  # or it would wait for the collector, knowing itself
+
+    async def send(self, message: Any) -> None:
+        if self._usual is None:
+            self._usual = self._connection.as_usual(self)
+        await self._usual.send(message)
+
+
+def _refuse(_head: bytes, _body: bytes) -> bool:
+    return False
 
 
 def protocol_class(limits: Limits, shortcut: Shortcut) -> type[HttpToolsProtocol]:
@@ -107,6 +159,7 @@ class Connection(HttpToolsProtocol):
         self._piece = b""  # that the parser is at, when the request in it came on a connection at rest
         self._held = b""  # the beginning of a request that takes the shortcut when it is whole
         self._hangup = Hangup()
+        self._line: Line | None = None
         self._timer: TimerHandle | None = None  # of what is due
         self._due = ""  # the limit that counts: header_s, body_s, or none
         self._changes = self._armed_at = 0  # how often that changed, and when the timer was last set
@@ -129,7 +182,10 @@ class Connection(HttpToolsProtocol):
         self._keep_time()
 
     def data_received(self, data: bytes) -> None:
-        if self._held or self._is_at_rest():
+        cycle: Any = self.cycle
+        # Nothing is under way, and the parser in the middle of nothing.
+        at_rest = (self._unfed or not self._due) and (cycle is None or (cycle.response_complete and not self.pipeline))
+        if at_rest or self._held:
             data = self._let_go() + data if self._held else data
             way = self._shortcut(data, self.server)
             if isinstance(way, int):
@@ -150,12 +206,6 @@ class Connection(HttpToolsProtocol):
         if self._in_head and self._head_bytes > self._limits.header_bytes:
             self._close("header_bytes")
 
-    def _is_at_rest(self) -> bool:
-        """Whether nothing is under way and the parser in the middle of nothing."""
-        return (not self._due or self._unfed) and (
-            self.cycle is None or (self.cycle.response_complete and not self.pipeline)  # pyright: ignore[reportUnnecessaryComparison]
-        )
-
     def _hold(self, data: bytes) -> None:
         """Wait for the rest of a body, within its time."""
         self._held = data
@@ -169,16 +219,37 @@ class Connection(HttpToolsProtocol):
         self._shortcut.let_go(len(held))
         return held
 
-    def _take(self, app: ASGI3Application) -> None:
+    def _take(self, taken: object) -> None:
         """Begin a request whose head and body are read already."""
         self._waiting.pop(self, None)
         if self._due:
             self._is_due("")
             self._disarm()
-        extensions: dict[Any, Any] = {HANGUP: self._hangup}
-        self.scope = {"type": "http", "method": "POST", "path": "/mcp", "extensions": extensions}  # type: ignore[typeddict-item]
-        self.cycle = cycle = RequestResponseCycle(
-            scope=self.scope,
+        line = self._line
+        if line is None:
+            line = self._line = Line(self, self._hangup)
+        else:
+            line.begin()
+        self.cycle = line  # type: ignore[assignment]
+        line.task = task = self.loop.create_task(self._shortcut.answer(taken, line))
+        self.tasks.add(task)
+        task.add_done_callback(self._taken_is_done)
+
+    def _taken_is_done(self, task: Task[None]) -> None:
+        """As uvicorn ends one: a fault of ours is logged, and whoever has no answer yet is told 500."""
+        self.tasks.discard(task)
+        fault = CancelledError() if task.cancelled() else task.exception()
+        if fault is not None:
+            self.logger.error("Exception in ASGI application", exc_info=fault)
+            if not self.transport.is_closing():
+                if self._line is not None and not self._line.response_started:
+                    self.transport.write(_response(b"500 Internal Server Error", b'{"error":"the broker failed"}'))
+                self.transport.close()
+
+    def as_usual(self, line: Line) -> RequestResponseCycle:
+        """uvicorn's own cycle for the request of this line, to answer in more than one write, or to close after it."""
+        cycle = RequestResponseCycle(
+            scope={"type": "http", "method": "POST", "path": "/mcp", "extensions": {}},  # type: ignore[typeddict-item]
             transport=self.transport,
             flow=self.flow,
             logger=self.logger,
@@ -187,11 +258,14 @@ class Connection(HttpToolsProtocol):
             default_headers=self.server_state.default_headers,
             message_event=_UNASKED,
             expect_100_continue=False,
-            keep_alive=True,
+            keep_alive=line.keep_alive,
             on_response=self.on_response_complete,
         )
-        extensions[ANSWER] = partial(self.answer, cycle)
-        self._start_asgi_task(cycle, app)
+        line.response_started = True
+        cycle.disconnected = line.disconnected
+        if self.cycle is line:  # pyright: ignore[reportUnnecessaryComparison]  # as `_take` has it
+            self.cycle = cycle
+        return cycle
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._let_go()
@@ -206,9 +280,12 @@ class Connection(HttpToolsProtocol):
             self.timeout_keep_alive_task = None
         self._hangup.tell()
         # What knows one another would wait for the collector, which seldom looks.
-        if self.cycle:
-            self.cycle.scope["extensions"].pop(ANSWER, None)  # type: ignore[typeddict-item]
-        self.cycle = self.scope = None  # type: ignore[assignment]
+        cycle: Any = self.cycle
+        if cycle and cycle is not self._line:
+            cycle.scope["extensions"].pop(ANSWER, None)
+        if self._line is not None:
+            self._line.end()
+        self.cycle = self.scope = self._line = None  # type: ignore[assignment]
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -255,7 +332,7 @@ class Connection(HttpToolsProtocol):
 
     # ---------------------------------------------------------------------------------------------------- responses
 
-    def answer(self, cycle: RequestResponseCycle, head: bytes, body: bytes) -> bool:
+    def answer(self, cycle: RequestResponseCycle | Line, head: bytes, body: bytes) -> bool:
         """Send a whole response of status 200: one write, and no judging of headers that are our own.
 
         head: further header lines. False when it has to go the usual way: something of it is sent, the client does not
@@ -268,8 +345,10 @@ class Connection(HttpToolsProtocol):
             b"HTTP/1.1 200 OK\r\n%s%scontent-length: %d\r\n\r\n%s"
             % (_default_lines(self.server_state.default_headers), head, len(body), body)
         )
-        cycle.message_event.set()
-        cycle.on_response()
+        if isinstance(cycle, RequestResponseCycle):
+            cycle.message_event.set()
+            cycle.scope["extensions"].pop(ANSWER, None)  # type: ignore[typeddict-item]
+        self.on_response_complete()
         return True
 
     def on_response_complete(self) -> None:
@@ -278,13 +357,15 @@ class Connection(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self.pipeline:
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
         else:
             self._idle_from = self.loop.time()
-            self._look_after(self.timeout_keep_alive)
+            if self.timeout_keep_alive_task is None:
+                self._look_after(self.timeout_keep_alive)
         if self.cycle is not None and self.cycle.response_complete:  # pyright: ignore[reportUnnecessaryComparison]
             self._waiting[self] = None
 
@@ -292,8 +373,7 @@ class Connection(HttpToolsProtocol):
         """Left to run, see above."""
 
     def _look_after(self, seconds: float) -> None:
-        if self.timeout_keep_alive_task is None:
-            self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def timeout_keep_alive_handler(self) -> None:
         self.timeout_keep_alive_task = None
@@ -365,7 +445,11 @@ def _default_lines(headers: list[tuple[bytes, bytes]]) -> bytes:
 
 def _refusal(limit: str) -> bytes:
     status, why = _TOLD[limit]
-    body = b'{"error":"Refused: %s (limit: %s)."}' % (why, limit.encode())
+    return _response(status, b'{"error":"Refused: %s (limit: %s)."}' % (why, limit.encode()))
+
+
+def _response(status: bytes, body: bytes) -> bytes:
+    """After which the connection is closed."""
     return (
         b"HTTP/1.1 %s\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
         % (status, len(body), body)

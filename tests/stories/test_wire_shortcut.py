@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anyio
 import orjson
 import pytest
 
+from broker.model.call import Call
 from tests.serving import Served, modern_call, served
 from tests.stories.test_wire_connection import head, rest_of, socket_to, status
 
@@ -128,6 +131,77 @@ async def test_a_body_that_does_not_fit_a_known_head_is_refused_as_ever(why: str
             known = await answered(stream)
             assert known == unknown or content == good
     assert unknown[0] == (202 if why == "a notification" else 400)
+
+
+ABSENT = object()
+KEY = "io.modelcontextprotocol/"
+ALTERNATIVES: dict[tuple[str, ...], list[object]] = {
+    ("jsonrpc",): ["1.0", 2.0, ABSENT],
+    ("id",): ["x", "", "\u00e9" * 128, "x" * 300, -5, 2**63, True, 1.0, None, [], ABSENT],
+    ("method",): ["tools/list", "tools/calls", None],
+    ("more",): [1],
+    ("params",): [[], None, ABSENT],
+    ("params", "name"): ["ohce", 5, ABSENT],
+    ("params", "arguments"): [{}, {"text": "\u00e9\u2028"}, {"text": 1.5, "n": [{}]}, {"wrong": 1}, [], None, ABSENT],
+    ("params", "requestState"): ["x"],
+    ("params", "_meta"): [{}, None, [], ABSENT],
+    ("params", "_meta", f"{KEY}protocolVersion"): ["2025-11-25", "2026-07-29", 1, ABSENT],
+    ("params", "_meta", f"{KEY}clientCapabilities"): [
+        {"elicitation": {"url": {}}}, {"extensions": {f"{KEY}tasks": {}}}, {"x": 1}, {"x": {"y": 1.0}}, [], ABSENT,
+    ],
+    ("params", "_meta", f"{KEY}clientInfo"): [{"name": "x"}, {"name": "x", "version": 1}, "x", ABSENT],
+    ("params", "_meta", f"{KEY}logLevel"): ["debug"],
+    ("params", "_meta", "progressToken"): ["x"],
+    ("params", "_meta", "traceparent"): [f"00-{'a' * 32}-{'b' * 16}-01", "none", 5, None],
+    ("params", "_meta", "dev.broker/idempotencyKey"): ["k", 5],
+    ("params", "_meta", "other"): [1, 1.0, True, None, {"deep": [{}]}],
+}  # fmt: skip
+
+
+def other_bodies() -> list[bytes]:
+    """The usual call with one thing in it that is another, and its text written in other ways."""
+    found = [CALL, orjson.dumps(orjson.loads(CALL), option=orjson.OPT_INDENT_2), CALL.replace(b"hi", b"h\\u0069")]
+    for path, values in ALTERNATIVES.items():
+        for value in values:
+            message = orjson.loads(CALL)
+            place = message
+            for key in path[:-1]:
+                place = place[key]
+            if value is ABSENT:
+                place.pop(path[-1], None)
+            else:
+                place[path[-1]] = value
+            found.append(orjson.dumps(message))
+    numbers = [b"1e400", b"-0", b"1E5", b"18446744073709551616", b"[" * 70 + b"]" * 70]
+    found += [CALL.replace(b'"hi"', number) for number in numbers]
+    return [*found, CALL.replace(b'"text"', b'"text":1,"text"'), *WRONG.values()]
+
+
+def told(call: Call) -> Call:
+    """What is the same of two calls that mean the same."""
+    return replace(call, id="", received_at_ms=0, progress=None, back=None)
+
+
+async def test_whatever_is_in_a_body_a_known_head_changes_nothing() -> None:
+    async with served() as house, socket_to(house) as stream:
+
+        async def say(content: bytes, *lines: str) -> tuple[object, ...]:
+            before = len(house.tools.calls)
+            await stream.send(request(house, content, *lines))
+            code, said = await answered(stream)
+            calls = house.tools.calls[before:]
+            for call in calls:
+                said = said.replace(call.id.encode(), b"the call")
+            return code, said, [told(call) for call in calls]
+
+        for number, content in enumerate(other_bodies()):
+            size = max(len(content), len(CALL))
+            unknown = await say(content.ljust(size), f"X-Number: {number}")
+            await say(CALL.ljust(size))
+            for _ in range(2):
+                assert await say(content.ljust(size)) == unknown, content
+            if size == len(content):  # without blanks at its end, too
+                assert await say(content) == unknown
 
 
 async def test_a_credential_that_counts_no_longer_is_refused_at_a_known_head() -> None:

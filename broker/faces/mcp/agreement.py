@@ -78,20 +78,6 @@ def disagreement(headers: Mapping[bytes, bytes], message: Message) -> Disagreeme
     return unsupported(version)
 
 
-def agrees(message: Message, version: str, named: str) -> bool:
-    """Whether `disagreement` has nothing to say about this `tools/call`, where the headers are known to say so, and to
-    name this served version and this tool."""
-    meta = message.params.get("_meta")
-    return (
-        message.kind == "request"
-        and message.method == "tools/call"
-        and isinstance(meta, dict)
-        and cast("dict[str, Any]", meta).get(VERSION_KEY) == version
-        and CAPABILITIES_KEY in meta
-        and message.params.get("name") == named
-    )
-
-
 def contradiction(headers: Mapping[bytes, bytes], message: Message) -> Disagreement | None:
     """Where mirroring headers are not required (HTTP+SSE): a header that is there and lies."""
     said, named = headers.get(b"mcp-method"), headers.get(b"mcp-name")

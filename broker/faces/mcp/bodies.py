@@ -14,29 +14,25 @@ from broker.faces.mcp.request import Receive
 
 
 class Budget:
-    """All bytes in flight in this process."""
+    """All bytes in flight in this process. left: how many more there may be."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("left",)
 
     def __init__(self, total: int) -> None:
-        self._left = total
-
-    @property
-    def left(self) -> int:
-        return self._left
+        self.left = total
 
     def take(self, size: int) -> None:
         """Raises Overloaded when they do not fit; nothing is taken then."""
-        if size > self._left:
+        if size > self.left:
             raise Overloaded(
                 "Refused: too many bytes are in flight (limit: bytes_in_flight).",
                 next_step="Nothing was done. Try again in a second.",
                 limit="bytes_in_flight",
             )
-        self._left -= size
+        self.left -= size
 
     def give(self, size: int) -> None:
-        self._left += size
+        self.left += size
 
 
 class Body:

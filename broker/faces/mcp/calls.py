@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import structlog
@@ -64,6 +65,26 @@ _TRACE_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0
 log = structlog.get_logger("broker.mcp")
 
 
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What a request's `_meta` says. meta: what of it is for whoever the call goes to. trace_parent: None where it says
+    nothing, "" where it says what is none."""
+
+    capabilities: Mapping[str, Any]
+    takes_tasks: bool
+    meta: Mapping[str, Any]
+    trace_parent: str | None
+
+
+def declared(meta: Mapping[str, Any], capabilities: Mapping[str, Any] | None = None) -> Declared:
+    """capabilities: of the session; None reads them from this `_meta`."""
+    given: Any = meta.get(CAPABILITIES_KEY) if capabilities is None else capabilities
+    known = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
+    passed_on = {key: value for key, value in meta.items() if key not in OWN_META}
+    trace = _trace_parent(meta["traceparent"]) if "traceparent" in meta else None
+    return Declared(known, takes_tasks(known), passed_on, trace)
+
+
 def build_call(
     params: Mapping[str, Any],
     *,
@@ -84,12 +105,30 @@ def build_call(
     name, raw_arguments, raw_meta = params.get("name"), params.get("arguments"), params.get("_meta")
     if not isinstance(name, str) or not isinstance(raw_arguments, dict | None):
         raise Malformed("params.name must be a string and params.arguments an object", rpc_code=INVALID_PARAMS)
-    arguments = cast("dict[str, Any]", raw_arguments or {})
-    meta = cast("dict[str, Any]", raw_meta) if isinstance(raw_meta, dict) else {}
-    declared: Any = capabilities if capabilities is not None else meta.get(CAPABILITIES_KEY)
-    given = cast("dict[str, Any]", declared) if isinstance(declared, dict) else {}
+    said = declared(cast("dict[str, Any]", raw_meta) if isinstance(raw_meta, dict) else {}, capabilities)
     is_modern = back is None or back.session is None
-    trace = meta.get("traceparent", trace_parent)
+    arguments = cast("dict[str, Any]", raw_arguments or {})
+    call = made(
+        name, arguments, said, principal=principal, face=face, now_ms=now_ms, request_id=request_id,
+        trace_parent=_trace_parent(trace_parent),
+    )  # fmt: skip
+    call.takes_task = call.takes_task and is_modern
+    call.progress, call.back = progress, back
+    return call
+
+
+def made(
+    name: str,
+    arguments: dict[str, Any],
+    said: Declared,
+    *,
+    principal: Principal,
+    face: str,
+    now_ms: int,
+    request_id: RequestId | None,
+    trace_parent: str = "",
+) -> Call:
+    """A call of the modern era. trace_parent: of the header, judged; what the `_meta` has takes precedence."""
     return Call(
         id=str(uuid_utils.uuid7()),
         name=name,
@@ -98,12 +137,10 @@ def build_call(
         face=face,
         received_at_ms=now_ms,
         request_id="" if request_id is None else str(request_id),
-        trace_parent=_trace_parent(trace),
-        meta={key: value for key, value in meta.items() if key not in OWN_META},
-        capabilities=given,
-        takes_task=is_modern and name != held_call.NAME and takes_tasks(given),
-        progress=progress,
-        back=back,
+        trace_parent=trace_parent if said.trace_parent is None else said.trace_parent,
+        meta=said.meta,
+        capabilities=said.capabilities,
+        takes_task=said.takes_tasks and name != held_call.NAME,
     )
 
 
@@ -133,33 +170,36 @@ async def answered(house: House, call: Call) -> Answer | dict[str, Any]:
     `protocol_error` knows; nothing else. On cancel: the pipeline has recorded the call's end when this leaves.
     """
     try:
+        return await house.pipeline.perform(call)
+    except Exception as error:  # noqa: BLE001 – `ended_otherwise` judges it
+        return await ended_otherwise(house, call, error)
+
+
+async def ended_otherwise(house: House, call: Call, error: Exception) -> Answer | dict[str, Any]:
+    """What `answered` gives, or raises, for a call of which the pipeline has raised this. A call that its own user may
+    confirm may end with the question to do so."""
+    try:
         try:
-            return await _confirmed(house, call)
+            if not isinstance(error, Held) or not error.facts.get("confirm"):
+                raise error
+            if not call.can_visit or call.confirming is not None:
+                raise error
+            return await confirming.elicited(house, error, call)
         except (Held, Underway) as begun:
             if not call.takes_task:
                 raise
             return await house.tasks.created(begun, call)
     except (UnknownTool, InsufficientScope, Unauthenticated):
         raise
-    except BrokerError as error:
-        if protocol_error(error, call) is not None:
+    except BrokerError as refusal:
+        if protocol_error(refusal, call) is not None:
             raise
-        return as_result(error, call.id)
+        return as_result(refusal, call.id)
     except Exception:  # the wire's edge: whatever went wrong in here, the agent gets an answer and the log the details
         log.exception("a call failed outside the pipeline's care", call_id=call.id)
         failure = Internal("Refused: the broker failed.", next_step="Ask the operator; do not send the call again.")
         failure.effect = "unknown"
         return as_result(failure, call.id)
-
-
-async def _confirmed(house: House, call: Call) -> Answer | dict[str, Any]:
-    """The answer; of a call that its own user may confirm perhaps the question to do so."""
-    try:
-        return await house.pipeline.perform(call)
-    except Held as held:
-        if not held.facts.get("confirm") or not call.can_visit or call.confirming is not None:
-            raise
-        return await confirming.elicited(house, held, call)
 
 
 def protocol_error(error: BrokerError, call: Call) -> tuple[int, str, Any] | None:

@@ -15,7 +15,7 @@ does it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import anyio
@@ -23,13 +23,13 @@ import orjson
 import structlog
 
 from broker.errors import Broken, InsufficientScope, Unauthenticated, UnknownTool
-from broker.faces.connection import ANSWER, HANGUP, Hangup
+from broker.faces.connection import ANSWER, HANGUP, Answering, Hangup
 from broker.faces.mcp.agreement import CAPABILITIES_KEY, CLIENT_KEY, INVALID_PARAMS, SERVER_KEY, VERSION_KEY
 from broker.faces.mcp.calls import (
     PROTOCOL_ERRORS,
-    answered,
     as_told,
     build_call,
+    ended_otherwise,
     modern_result,
     protocol_error,
     unknown_tool,
@@ -37,11 +37,10 @@ from broker.faces.mcp.calls import (
 from broker.faces.mcp.ports import House
 from broker.faces.mcp.replies import JSON_LINES, STREAM_HEADERS, encoded_body, error_body, result_body, send_body
 from broker.faces.mcp.request import Request, Send
+from broker.faces.mcp.strict import RequestId
 from broker.faces.refusal import as_result
 from broker.model.answer import Answer
 from broker.model.call import Call
-
-Answering = Callable[[bytes, bytes], bool]
 
 QUIET_S = 15.0
 LOOK_EVERY_S = 5.0
@@ -59,13 +58,13 @@ class Exchange:
 
     __slots__ = ("_answer", "_ended", "_lock", "_send", "last_byte")
 
-    def __init__(self, send: Send, answer: Answering | None) -> None:
-        """answer: sends a whole response in one write, where there is that."""
+    def __init__(self, send: Send, answer: Answering | None, now: float) -> None:
+        """answer: sends a whole response in one write, where there is that. now: the loop's time."""
         self._send = send
         self._answer = answer
         self._lock: anyio.Lock | None = None  # made when it becomes a stream
         self._ended = False
-        self.last_byte = asyncio.get_running_loop().time()
+        self.last_byte = now
 
     async def ping(self) -> None:
         """Keep a silent response alive with an SSE comment."""
@@ -80,12 +79,18 @@ class Exchange:
             if not self._ended:
                 await self._send({"type": "http.response.body", "body": b": waiting\r\n\r\n", "more_body": True})
 
+    def at_once(self, body: bytes) -> bool:
+        """Answer in one write, if nothing has gone out and nobody has to wait; False otherwise."""
+        self._ended = True
+        return self._lock is None and self._answer is not None and self._answer(JSON_LINES, body)
+
     async def finish(self, status: int, body: bytes) -> None:
         """Answer. Once it is a stream the status has gone out already and the body says it all."""
+        if status == 200 and self.at_once(body):
+            return
         self._ended = True
         if self._lock is None:
-            if status != 200 or self._answer is None or not self._answer(JSON_LINES, body):
-                await send_body(self._send, status, body)
+            await send_body(self._send, status, body)
             return
         async with self._lock:
             event = b"event: message\r\ndata: " + body + b"\r\n\r\n"
@@ -133,7 +138,8 @@ class Direct:
         self._on_listed(request.principal, len(listing))
         result = b'{"tools":[%s],"ttlMs":0,"cacheScope":"private"}' % b",".join(pieces)
         extensions = request.scope.get("extensions") or _NO_EXTENSIONS
-        exchange = Exchange(request.send, None if request.is_foreign else extensions.get(ANSWER))
+        answer = None if request.is_foreign else extensions.get(ANSWER)
+        exchange = Exchange(request.send, answer, anyio.current_time())
         await exchange.finish(200, encoded_body(request.message.id, self._meta, result))
 
     async def answer(self, request: Request) -> None:
@@ -150,31 +156,42 @@ class Direct:
             request_id=message.id,
             trace_parent=request.trace_parent,
         )
-        exchange = Exchange(request.send, None if request.is_foreign else extensions.get(ANSWER))
+        answer = None if request.is_foreign else extensions.get(ANSWER)
+        exchange = Exchange(request.send, answer, anyio.current_time())
         hangup: Hangup | None = extensions.get(HANGUP)
-        if request.accepts[1]:
+        if hangup is None:
+            await self._watched_by_task(exchange, call, request)
+        else:
+            hangup.task = asyncio.current_task()
+            call.in_scope = False
+            await self.run(exchange, call, message.id, hangup, stream=request.accepts[1])
+
+    async def run(
+        self, exchange: Exchange, call: Call, request_id: RequestId | None, hangup: Hangup, *, stream: bool
+    ) -> None:
+        """As `answer`, for a call that is made. hangup.task: whose work this is, the current one. stream: whether the
+        answer may be one."""
+        task = hangup.task
+        assert task is not None, "requests are answered in tasks"  # noqa: S101
+        if stream:
             self._quiet.add(exchange)
         try:
-            if hangup is None:
-                ended = await self._watched_by_task(exchange, call, request)
-            elif hangup.gone:
+            if hangup.gone:
                 return
+            try:
+                result: Answer | dict[str, Any] = await self._pipeline.perform(call)
+            except Exception as error:  # noqa: BLE001 – `ended_otherwise` judges it
+                ended = await self._ended_otherwise(exchange, call, request_id, error)
             else:
-                task = asyncio.current_task()
-                assert task is not None, "requests are answered in tasks"  # noqa: S101
-                hangup.notify = task.cancel
-                call.in_scope = False
-                try:
-                    ended = await self._ended(exchange, call, request)
-                except asyncio.CancelledError:
-                    if not hangup.gone or task.uncancel():  # the server's end, perhaps in the same moment
-                        raise
-                    return
-                finally:
-                    hangup.notify = None
+                ended = 200, self._body(result, call, request_id)
+        except asyncio.CancelledError:
+            if not hangup.gone or task.uncancel():  # the server's end, perhaps in the same moment
+                raise
+            return
         finally:
+            hangup.task = None
             self._quiet.discard(exchange)
-        if ended is not None:
+        if ended[0] != 200 or not exchange.at_once(ended[1]):
             await exchange.finish(*ended)
 
     async def keep_alive(self) -> None:
@@ -187,13 +204,15 @@ class Direct:
                     if exchange.last_byte <= before:
                         pings.start_soon(exchange.ping)
 
-    async def _watched_by_task(self, exchange: Exchange, call: Call, request: Request) -> tuple[int, bytes] | None:
-        """The status and body of the answer; None when the client left."""
-        ended: list[tuple[int, bytes] | InsufficientScope | Unauthenticated] = []
+    async def _watched_by_task(self, exchange: Exchange, call: Call, request: Request) -> None:
+        """`run`, where no connection tells of the client's leaving."""
+        ended: list[InsufficientScope | Unauthenticated] = []
+        hangup = Hangup()
 
         async def work() -> None:
+            hangup.task = asyncio.current_task()
             try:
-                ended.append(await self._ended(exchange, call, request))
+                await self.run(exchange, call, request.message.id, hangup, stream=request.accepts[1])
             except (InsufficientScope, Unauthenticated) as challenge:  # out of the group, where it would be wrapped
                 ended.append(challenge)
             working.cancel_scope.cancel()
@@ -202,15 +221,16 @@ class Direct:
             working.start_soon(work)
             while (await request.receive())["type"] != "http.disconnect":
                 pass
-            working.cancel_scope.cancel()
-        if ended and isinstance(ended[0], BaseException):
+            hangup.tell()
+        if ended:
             raise ended[0]
-        return cast("tuple[int, bytes]", ended[0]) if ended else None
 
-    async def _ended(self, exchange: Exchange, call: Call, request: Request) -> tuple[int, bytes]:
-        request_id = request.message.id
+    async def _ended_otherwise(
+        self, exchange: Exchange, call: Call, request_id: RequestId | None, error: Exception
+    ) -> tuple[int, bytes]:
+        """Status and body for a call of which the pipeline has raised this."""
         try:
-            result = await answered(self._house, call)
+            result = await ended_otherwise(self._house, call, error)
         except UnknownTool:
             return 400, error_body(request_id, INVALID_PARAMS, unknown_tool(call.name))
         except PROTOCOL_ERRORS as refusal:
@@ -220,18 +240,21 @@ class Direct:
             if not exchange.is_stream:
                 raise
             result = as_result(challenge, call.id)
+        return 200, self._body(result, call, request_id)
+
+    def _body(self, result: Answer | dict[str, Any], call: Call, request_id: RequestId | None) -> bytes:
         try:
             if isinstance(result, Answer):
                 if "resultType" not in result.more and (bare := result.bare()) is not None:
                     meta = result.meta
                     told = orjson.dumps({**meta, SERVER_KEY: self._server_info}, default=dict) if meta else self._meta
-                    return 200, encoded_body(request_id, told, bare)
+                    return encoded_body(request_id, told, bare)
                 result = as_told(self._house, result, call)
-            return 200, result_body(request_id, modern_result(result, self._server_info))
+            return result_body(request_id, modern_result(result, self._server_info))
         except TypeError:
             log.error("an answer cannot be written as JSON", call_id=call.id, tool=call.name)
             failure = Broken("The backend's answer cannot be written as JSON.", next_step="It may have been done.")
-            return 200, result_body(request_id, modern_result(as_result(failure, call.id), self._server_info))
+            return result_body(request_id, modern_result(as_result(failure, call.id), self._server_info))
 
     def mirrors_arguments(self, name: str) -> bool:
         """Whether this tool's arguments are mirrored in `Mcp-Param-*` headers, worked out once per schema."""
@@ -252,9 +275,13 @@ def is_plain_call(params: Mapping[str, Any], json: bool, stream: bool) -> bool:
     """
     if not json or not params.keys() <= _PLAIN_PARAMS:
         return False
-    meta = cast("dict[str, Any]", params["_meta"])
     if not isinstance(params.get("name"), str) or not isinstance(params.get("arguments", {}), dict):
         return False
+    return is_plain_meta(params["_meta"], stream)
+
+
+def is_plain_meta(meta: Mapping[str, Any], stream: bool) -> bool:
+    """The same of a `_meta` alone."""
     return not (stream and "progressToken" in meta) and _is_plain(meta)
 
 

@@ -88,6 +88,7 @@ class Gate:
             budget=self.budget,
             remembered=house.remembered,
             challenge=self._challenge_known,
+            now_ms=house.clock.now_ms,
             is_closing=lambda: self.closing,
         )
 
@@ -252,8 +253,12 @@ class Gate:
         except (InsufficientScope, Unauthenticated) as refusal:
             raise self._challenged(request, refusal) from None
 
-    async def _challenge_known(self, request: Request, refusal: BrokerError) -> None:
+    async def _challenge_known(
+        self, headers: Mapping[bytes, bytes], send: Send, request_id: RequestId, refusal: BrokerError
+    ) -> None:
         """For the shortcut."""
+        message = Message("request", "tools/call", request_id, {}, {})
+        request = Request("/mcp", headers, {}, _nothing_more, send, message=message)
         await self._stopped(request, self._challenged(request, refusal))
 
     async def _handshake(self, request: Request) -> None:
@@ -377,6 +382,10 @@ class Gate:
 
         if await self._standing.keep(request, wire.bearer(headers), run, answers=request.path == "/sse"):
             self._house.on_refused("stream_ended")
+
+
+async def _nothing_more() -> MutableMapping[str, Any]:
+    return {"type": "http.disconnect"}
 
 
 def _refuse(differs: agreement.Disagreement | None, request_id: RequestId | None) -> None:

@@ -18,8 +18,10 @@ RawHeaders = Sequence[tuple[bytes, bytes]]
 
 # What the gate leaves in the ASGI scope for whoever answers behind it.
 PRINCIPAL = "broker.principal"  # who calls
-FACE = "broker.face"  # mcp-http or mcp-sse
+FACE = "broker.face"  # FACE_HTTP or FACE_SSE
 OUTCOME = "broker.outcome"  # how a call ended that the gate has already made
+
+FACE_HTTP, FACE_SSE = "mcp-http", "mcp-sse"
 
 _NOBODY = Principal(agent="")
 _NO_MESSAGE = Message("notification", "", None, {}, {})
@@ -40,7 +42,7 @@ class Request:
 
     @property
     def face(self) -> str:
-        return "mcp-http" if self.path == "/mcp" else "mcp-sse"
+        return FACE_HTTP if self.path == "/mcp" else FACE_SSE
 
     @property
     def trace_parent(self) -> str:

@@ -16,24 +16,30 @@ What must not live here: any rule of the gate's; any byte of HTTP written.
 
 from __future__ import annotations
 
+from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
+import orjson
+
 from broker.errors import BrokerError, InsufficientScope, Malformed, Unauthenticated
-from broker.faces.connection import PIECE
-from broker.faces.mcp.agreement import MODERN, agrees
+from broker.faces.connection import PIECE, Line
+from broker.faces.mcp.agreement import CAPABILITIES_KEY, MODERN, VERSION_KEY
 from broker.faces.mcp.bodies import Budget
-from broker.faces.mcp.direct import Direct, is_plain_call
+from broker.faces.mcp.calls import OWN_META, Declared, declared, made
+from broker.faces.mcp.direct import Direct, Exchange, is_plain_meta
 from broker.faces.mcp.headers import content_length, decoded
 from broker.faces.mcp.ports import Remembered
-from broker.faces.mcp.request import App, Receive, Request, Scope, Send
-from broker.faces.mcp.strict import JsonLimits, read_message
+from broker.faces.mcp.request import FACE_HTTP, Request, Send
+from broker.faces.mcp.strict import JsonLimits, RequestId, is_id, read_json
+from broker.model.call import Call
 from broker.model.principal import fingerprint
 
 MOST = 1024  # heads; of each a few hundred bytes are kept. Whoever sends ever new ones costs others nothing but time
 HEAD_BYTES = 16_384
+DECLARED, DECLARED_BYTES = 4, 1024  # of a head, what is remembered of `_meta` that says no more than who the client is
 BODY_BYTES = 65_536  # larger ones go the usual way, where they are counted as they come
 
 _LINE = b"POST /mcp HTTP/1.1\r\n"
@@ -46,7 +52,8 @@ _UNFIT = frozenset(
 @dataclass(frozen=True, slots=True)
 class Head:
     """What a head said. server: the socket's own address it came to. length: of the body. mark: the credential's
-    fingerprint. named: the decoded `Mcp-Name`. accepts: JSON, and an event stream."""
+    fingerprint. named: the decoded `Mcp-Name`. accepts: JSON, and an event stream. declared: what the `_meta` of its
+    calls said, by its JSON."""
 
     server: Any
     headers: Mapping[bytes, bytes]  # but the credential
@@ -55,6 +62,10 @@ class Head:
     version: str
     named: str
     accepts: tuple[bool, bool]
+    declared: dict[bytes, Declared] = field(default_factory=dict[bytes, Declared])
+
+
+Taken = tuple[Call, RequestId, Head]
 
 
 class Shortcut:
@@ -67,7 +78,8 @@ class Shortcut:
         limits: JsonLimits,
         budget: Budget,
         remembered: Remembered,
-        challenge: Callable[[Request, BrokerError], Awaitable[None]],
+        challenge: Callable[[Mapping[bytes, bytes], Send, RequestId, BrokerError], Awaitable[None]],
+        now_ms: Callable[[], int],
         is_closing: Callable[[], bool],
     ) -> None:
         self._direct = direct
@@ -75,6 +87,7 @@ class Shortcut:
         self._budget = budget
         self._remembered = remembered
         self._challenge = challenge
+        self._now_ms = now_ms
         self._is_closing = is_closing
         self._heads: dict[bytes, Head] = {}
 
@@ -113,10 +126,11 @@ class Shortcut:
         """See faces.connection.Shortcut."""
         self._budget.give(size)
 
-    def __call__(self, data: bytes, server: Any) -> App | int | None:
-        """What answers this request; how many bytes of it are missing; None when it goes the usual way.
+    def __call__(self, data: bytes, server: Any) -> Taken | int | None:
+        """The call in these bytes; how many bytes of it are missing; None when it goes the usual way.
 
-        data: what came on a connection with nothing under way. server: the connection's own address.
+        data: what came on a connection with nothing under way. server: the connection's own address. What is given has
+        taken its bytes from the budget; `answer` gives them back.
         """
         end = data.find(b"\r\n\r\n", 0, HEAD_BYTES) + 4
         if end < 4 or not data.startswith(_LINE):
@@ -131,22 +145,59 @@ class Shortcut:
         if principal is None or self._is_closing() or size > self._budget.left:
             return None
         try:
-            message = read_message(data[end:], self._limits)
+            read = _plain(read_json(data[end:], self._limits), head, self._limits)
         except Malformed:
             return None
-        if not agrees(message, head.version, head.named) or not is_plain_call(message.params, *head.accepts):
+        if read is None or self._direct.mirrors_arguments(head.named):
             return None
-        if self._direct.mirrors_arguments(head.named):
-            return None
-        self._budget.take(size)
+        self._budget.left -= size
+        request_id, arguments, said = read
+        call = made(
+            head.named,
+            arguments,
+            said,
+            principal=principal,
+            face=FACE_HTTP,
+            now_ms=self._now_ms(),
+            request_id=request_id,
+        )
+        call.in_scope = False  # its task is the connection's to cancel
+        return call, request_id, head
 
-        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-            request = Request("/mcp", head.headers, scope, receive, send, principal, message)
-            try:
-                await self._direct.answer(request)
-            except (InsufficientScope, Unauthenticated) as refusal:
-                await self._challenge(request, refusal)
-            finally:
-                self._budget.give(size)
+    async def answer(self, taken: Taken, line: Line) -> None:
+        """See faces.connection.Shortcut."""
+        call, request_id, head = taken
+        line.hangup.task = line.task
+        exchange = Exchange(line.send, line.answer, get_running_loop().time())
+        try:
+            await self._direct.run(exchange, call, request_id, line.hangup, stream=head.accepts[1])
+        except (InsufficientScope, Unauthenticated) as refusal:
+            await self._challenge(head.headers, line.send, request_id, refusal)
+        finally:
+            self._budget.left += head.length
 
-        return answer
+
+def _plain(raw: Any, head: Head, limits: JsonLimits) -> tuple[RequestId, dict[str, Any], Declared] | None:
+    """Id, arguments and what `_meta` declares of a call that agrees with its head, and is plain; None for all else."""
+    if raw.__class__ is not dict or len(raw) != 4 or raw.get("jsonrpc") != "2.0" or raw.get("method") != "tools/call":
+        return None
+    request_id, params = raw.get("id"), raw.get("params")
+    if not is_id(request_id, limits) or params.__class__ is not dict or params.get("name") != head.named:
+        return None
+    arguments, meta = params.get("arguments", {}), params.get("_meta")
+    if arguments.__class__ is not dict or meta.__class__ is not dict or len(params) != 2 + ("arguments" in params):
+        return None
+    told = orjson.dumps(meta)
+    said = head.declared.get(told)
+    if said is not None:
+        return request_id, arguments, said
+    if (
+        meta.get(VERSION_KEY) != head.version
+        or CAPABILITIES_KEY not in meta
+        or not is_plain_meta(meta, head.accepts[1])
+    ):
+        return None
+    said = declared(meta)
+    if len(told) <= DECLARED_BYTES and len(head.declared) < DECLARED and meta.keys() <= OWN_META:
+        head.declared[told] = said
+    return request_id, arguments, said

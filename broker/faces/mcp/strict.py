@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, TypeGuard, cast
 
 import jiter
 import orjson
@@ -138,14 +138,19 @@ def _is_error(value: Any) -> bool:
 
 def _identifier(raw: dict[str, Any], limits: JsonLimits) -> RequestId:
     identifier = raw["id"]
+    if is_id(identifier, limits):
+        return identifier
     if isinstance(identifier, str):
-        # A UTF-8 text is at most four times as many bytes as characters: most ids need no encoding to be measured.
-        if len(identifier) * 4 > limits.id_bytes and len(identifier.encode()) > limits.id_bytes:
-            raise _over("id_bytes", f"an id longer than {limits.id_bytes} bytes")
-        return identifier
-    if isinstance(identifier, int) and not isinstance(identifier, bool):
-        return identifier
+        raise _over("id_bytes", f"an id longer than {limits.id_bytes} bytes")
     raise _invalid("the id must be a string or an integer")
+
+
+def is_id(value: Any, limits: JsonLimits) -> TypeGuard[RequestId]:
+    """Whether this may be the id of a request."""
+    if value.__class__ is str:
+        # A UTF-8 text is at most four times as many bytes as characters: most ids need no encoding to be measured.
+        return len(value) * 4 <= limits.id_bytes or len(value.encode()) <= limits.id_bytes
+    return value.__class__ is int
 
 
 def _judge(value: Any, limits: JsonLimits) -> None:

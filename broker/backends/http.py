@@ -328,8 +328,7 @@ class HttpBackend:
                 value, text = strict_json_text(body)
             except ValueError as error:
                 raise self._withheld(status, body, f"is not the JSON it says it is ({error})") from None
-            structured = cast("dict[str, Any]", value) if isinstance(value, dict) else {"result": value}
-            return Answer(content=({"type": "text", "text": text.decode()},), structured=structured, status=word)
+            return Answer.of_json(value, text, status=word)
         if kind.startswith("text/") and kind != "text/html":
             return _text(self._decoded(status, body, charset), word)
         shown = kind or "no content type"

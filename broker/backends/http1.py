@@ -8,6 +8,10 @@ once, a length twice, a transfer coding other than chunked, a switch of protocol
 measure. What is left over after an answer, or comes while nothing was asked, ends the connection, because nobody can
 say whose answer it is.
 
+A server says nearly the same with each answer. When an answer has come whole in one piece, its head and what the parser
+and we made of it are kept (`Heads`); the next one that begins with those very bytes, and has exactly as many after them
+as they announce, is not parsed again.
+
 Why an `asyncio.Protocol` and not a stream: the usual answer comes in one piece, and with a protocol it is one callback
 and one wake-up. Body bytes wait here until they are taken; with more than HELD_BYTES of them the socket is not read.
 
@@ -18,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import select
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import httptools
 
@@ -26,6 +30,8 @@ HEAD_BYTES = 65_536  # status line and headers, interim answers included
 HEAD_LINES = 256
 HELD_BYTES = 262_144
 FRAMING_RATIO = 16  # chunk sizes, extensions and trailers: so many times the bytes they frame, beyond HEAD_BYTES
+
+KEPT_HEADS, KEPT_HEAD_BYTES = 64, 2048
 
 State = Literal["idle", "head", "body", "done", "dead"]
 _BODILESS = (204, 304)  # RFC 9112 section 6.3: whatever their headers say
@@ -40,19 +46,53 @@ class Fault(Exception):
         self.reason = reason
 
 
+class _Head(NamedTuple):
+    """What came of a head that announced its length, on a connection that can carry another request."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body_bytes: int
+
+
+class Heads:
+    """Heads that have come before, byte for byte; of one server. Made for each `Upstream`."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, _Head] = {}
+
+    def find(self, data: bytes) -> tuple[_Head, int] | None:
+        """What is known of the head these bytes begin with, and where the body begins; None unless all of it is here
+        and nothing else is."""
+        begin = data.find(b"\r\n\r\n") + 4
+        known = self._known.get(data[:begin])
+        return (known, begin) if known is not None and len(data) - begin == known.body_bytes else None
+
+    def keep(self, data: bytes, status: int, headers: list[tuple[bytes, bytes]], body_bytes: int) -> None:
+        """data: a whole answer that was found right."""
+        begin = len(data) - body_bytes
+        if begin > KEPT_HEAD_BYTES or data.find(b"\r\n\r\n") + 4 != begin:  # interim answers come before it
+            return
+        if len(self._known) >= KEPT_HEADS:
+            self._known.clear()
+        self._known[data[:begin]] = _Head(status, headers, body_bytes)
+
+
 class Http1(asyncio.Protocol):
     """status, headers: of the answer, once its head is here; names in lower case. heard: whether a byte of an answer to
     the last request came. idle_at: loop time at which it last became idle; keep_s: how long the peer keeps it then.
     """
 
     __slots__ = (
-        "_chunked", "_deadline", "_framing", "_given", "_held", "_loop", "_no_body", "_parser", "_paused", "_pieces",
-        "_reusable", "_state", "_timer", "_transport", "_until_close", "_waiter", "_with_length", "fault", "headers",
-        "heard", "idle_at", "keep_s", "status",
+        "_chunked", "_deadline", "_framing", "_given", "_heads", "_held", "_loop", "_no_body", "_parser", "_paused",
+        "_pieces", "_reusable", "_state", "_timer", "_transport", "_until_close", "_waiter", "_with_length", "fault",
+        "headers", "heard", "idle_at", "keep_s", "status",
     )  # fmt: skip
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, keep_s: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, keep_s: float, heads: Heads) -> None:
         self._loop = loop
+        self._heads = heads
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -116,10 +156,14 @@ class Http1(asyncio.Protocol):
 
     def whole(self) -> bytes | None:
         """What is left of the body, when the whole answer is here; None when it is not."""
-        if self._state != "done" or self.fault is not None:
+        if not self._is_done or self.fault is not None:
             return None
         pieces, self._pieces, self._held = self._pieces, [], 0
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    @property
+    def _is_done(self) -> bool:
+        return self._state == "done"
 
     def rest(self) -> bool:
         """After a whole answer: become idle. False when the connection cannot carry another request; it is ended."""
@@ -188,7 +232,15 @@ class Http1(asyncio.Protocol):
         if self._state not in ("head", "body"):
             self._surplus()
             return
+        is_first = not self.heard and not self._no_body
         self.heard = True
+        if is_first and (found := self._heads.find(data)) is not None:
+            head, begin = found
+            self.status, self.headers = head.status, head.headers
+            self._pieces = [data[begin:]] if head.body_bytes else []
+            self._state = "done"
+            self._wake()
+            return
         given = self._given
         try:
             self._parser.feed_data(data)
@@ -198,6 +250,8 @@ class Http1(asyncio.Protocol):
         self._framing += len(data) - (self._given - given)
         if self._framing > HEAD_BYTES + FRAMING_RATIO * self._given:
             self._fail("garbled", f"its headers or its chunk framing are larger than {HEAD_BYTES} bytes")
+        elif is_first and self._is_done and self._reusable and self._with_length:
+            self._heads.keep(data, self.status, self.headers, self._given)
 
     def _misread(self, error: Exception) -> None:
         if self._state == "done":

@@ -33,7 +33,7 @@ from broker.backends.address import Origin
 from broker.backends.connecting import UnreachableError, connect
 from broker.backends.decoding import BadEncodingError, Inflater
 from broker.backends.exchange import Cut, Exchange
-from broker.backends.http1 import Fault, Http1
+from broker.backends.http1 import Fault, Heads, Http1
 from broker.errors import AnswerWithheld, Broken, BrokerError, TimedOut, Unavailable
 
 USER_AGENT = f"broker/{__version__}"
@@ -219,6 +219,7 @@ class Upstream:
         self._room = anyio.Semaphore(connections) if connections else None
         self._idle: deque[Http1] = deque()
         self._open: set[Http1] = set()  # idle or not
+        self._heads = Heads()
         self._sweeping: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -321,7 +322,7 @@ class Upstream:
         try:
             connection = await connect(
                 self._origin,
-                lambda: Http1(loop, KEEP_IDLE_S),
+                lambda: Http1(loop, KEEP_IDLE_S, self._heads),
                 allow_private=self._allow_private,
                 tls=self._tls,
                 within_s=within_s,

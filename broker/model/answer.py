@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -66,6 +66,18 @@ class Answer:
         )  # fmt: skip
         if self._encoded and not self.meta and "_meta" not in self.more:
             made._bare = self._encoded
+        return made
+
+    @classmethod
+    def of_json(cls, value: Any, text: bytes, *, status: str = "") -> Answer:
+        """The answer that is this JSON value. text: the value as orjson writes it, so that it is not written again."""
+        shown, told = text.decode(), text
+        if not isinstance(value, dict):
+            value, told = {"result": value}, b'{"result":%s}' % text
+        made = cls(({"type": "text", "text": shown},), cast("dict[str, Any]", value), status=status)
+        made._encoded = b'{"content":[{"type":"text","text":%s}],"isError":false,"structuredContent":%s}' % (
+            orjson.dumps(shown), told,
+        )  # fmt: skip
         return made
 
     @classmethod

@@ -62,8 +62,6 @@ from broker.ports import Backend, Clock, Store, Watch
 LATE_EVERY_S = 0.5
 MOST_TASK_CHARACTERS = 128
 
-_NOT_DERIVED = ("", 0)
-
 log = structlog.get_logger("broker.call")
 
 
@@ -313,7 +311,7 @@ class Pipeline:
             key=replay.key_of(call) if call.meta else "",
             sketch=sketch,
             mac=self._store.mac,
-            derived=_NOT_DERIVED if entry.derivation is None else replay.derived_of(call, entry),
+            derived=None if entry.derivation is None else replay.derived_of(call, entry),
             grants=grants,
         )
 

@@ -67,8 +67,8 @@ async def dispatch(entry: Entry, call: Call, backends: Mapping[str, Backend], pa
     On cancel: the backend abandons the request; what became of it is unknown.
     """
     tool = entry.tool
-    backend = _backend(entry, backends)
-    arguments = _filled(entry, call)
+    backend = backends.get(tool.backend) or _backend(entry, backends)
+    arguments = _filled(entry, call) if tool.inject else call.arguments
     task = asyncio.current_task()
     assert task is not None, "calls are made in tasks"  # noqa: S101
     asking_s = ASKING_S if call.back is not None and call.back.ask is not None else 0.0
@@ -114,8 +114,6 @@ def _backend(entry: Entry, backends: Mapping[str, Backend]) -> Backend:
 
 def _filled(entry: Entry, call: Call) -> Mapping[str, object]:
     """The arguments with what the broker fills in."""
-    if not entry.tool.inject:
-        return call.arguments
     return {**call.arguments, **{name: _SOURCES[source](call) for name, source in entry.tool.inject}}
 
 

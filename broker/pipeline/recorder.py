@@ -6,7 +6,6 @@ value reaches a record in no other way, and never a log.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -33,12 +32,12 @@ def intent(
     at_ms: int,
     policy_version: str,
     rule: str = "",
-    charges: Sequence[Charge] = (),
+    charges: tuple[Charge, ...] = (),
     terms: HoldTerms | None = None,
     refusal: BrokerError | None = None,
     key: str = "",
     sketch: Sketch | None = None,
-    derived: tuple[str, int] = ("", 0),
+    derived: tuple[str, int] | None = None,
     mac: Mac,
     grants: tuple[GrantUse, ...] = (),
 ) -> Intent:
@@ -49,44 +48,46 @@ def intent(
     kept = entry.redaction.kept(call.arguments, arguments, mac) if entry else Kept()
     tool = entry.tool if entry else None
     caller = call.principal
-    return Intent(
-        call_id=call.id,
-        at_ms=at_ms,
-        face=call.face,
-        agent=caller.agent,
-        user=caller.user,
-        tenant=caller.tenant,
-        issuer=caller.issuer,
-        principal_key=caller.key,
-        credential_id=caller.credential_id,
-        request_id=call.request_id,
-        trace_id=call.trace_id if call.trace_parent else "",
-        tool=call.aside + (tool.name if tool else call.name[:128]),
-        tool_version=tool.version if tool else "",
-        tool_effect=tool.effect if tool else "",
-        definition=tool.definition if tool else "",
-        backend=tool.backend if tool else "",
-        rule=rule,
-        policy_version=policy_version,
-        arguments_digest=digest_of(arguments),
-        record=tool.record if tool else "digest",
-        kept=kept.clear,
-        sealed=kept.sealed,
-        macs=kept.macs,
-        charges=tuple(charges),
-        terms=terms,
-        arguments=arguments if terms else b"",
-        principal=pack(caller) if terms else b"",
-        refusal=(refusal.code, refusal.stage, refusal.sentence) if refusal else None,
+    intent = Intent(  # positional, in the order of its fields: this runs for every call
+        call.id,
+        at_ms,
+        call.face,
+        caller.agent,
+        caller.user,
+        caller.tenant,
+        caller.issuer,
+        caller.key,
+        caller.credential_id,
+        call.request_id,
+        call.trace_id if call.trace_parent else "",
+        call.aside + (tool.name if tool else call.name[:128]),
+        tool.version if tool else "",
+        tool.effect if tool else "",
+        tool.definition if tool else "",
+        tool.backend if tool else "",
+        rule,
+        policy_version,
+        digest_of(arguments),
+        tool.record if tool else "digest",
+        kept.clear,
+        kept.sealed,
+        kept.macs,
+        charges,
         laps_us=call.laps_us,
-        key=digest_of(key.encode()) if key else "",
-        policy=entry.policy if entry and terms else "",
-        sketch=sketch.packed() if sketch else b"",
-        sketch_digest=sketch.digest if sketch else "",
-        derived=derived[0],
-        derived_ms=derived[1],
-        grants=grants,
     )
+    if refusal is not None:
+        intent.refusal = (refusal.code, refusal.stage, refusal.sentence)
+    if key:
+        intent.key = digest_of(key.encode())
+    if derived is not None:
+        intent.derived, intent.derived_ms = derived
+    if terms is not None:
+        intent.terms, intent.grants = terms, grants
+        intent.arguments, intent.principal = arguments, pack(caller)
+        intent.policy = entry.policy if entry else ""
+    if sketch is not None:
+        intent.sketch, intent.sketch_digest = sketch.packed(), sketch.digest
+    return intent
 
 
 def succeeded(
@@ -94,20 +95,12 @@ def succeeded(
 ) -> Outcome:
     """The outcome of a call whose backend answered; an answer that is itself an error (`isError`) counts as failed."""
     result = answer.encoded()
-    return Outcome(
-        call_id=call_id,
-        at_ms=at_ms,
-        state="failed" if answer.is_error else "succeeded",
-        effect="done",
-        code="tool_error" if answer.is_error else "",
-        backend_status=answer.status,
-        result_digest=digest_of(result),
-        result_bytes=len(result),
-        result=result if keep_result else b"",
-        spent=answer.spent,
-        laps_us=laps_us,
-        is_plain=is_plain,
-    )
+    state, code = ("failed", "tool_error") if answer.is_error else ("succeeded", "")
+    kept = result if keep_result else b""
+    return Outcome(  # positional, in the order of its fields: this runs for every call
+        call_id, at_ms, state, "done", code, "", answer.status, digest_of(result), len(result), kept, answer.spent,
+        laps_us, is_plain,
+    )  # fmt: skip
 
 
 def failed(call_id: str, error: BrokerError, *, at_ms: int, laps_us: dict[str, int], is_plain: bool = False) -> Outcome:

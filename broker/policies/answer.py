@@ -105,7 +105,7 @@ class Shape:
         """
         if self.usage:
             answer = replace(answer, spent={**answer.spent, **self._spent(answer)})
-        if not answer.is_error and answer.is_final:
+        if (self.select or self.text or self.faults) and not answer.is_error and answer.is_final:
             if self.select is not None or self.text is not None:
                 answer = self._selected(answer)
             if self.faults is not None:

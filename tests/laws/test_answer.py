@@ -6,6 +6,8 @@ from typing import Any, cast
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from broker.catalog.schema import Checker
@@ -91,6 +93,24 @@ def test_an_answer_at_the_cap_is_handed_on_and_above_it_is_withheld_even_as_an_e
         with pytest.raises(AnswerWithheld) as error:
             shape(caps={"result_bytes": size - 2}).inspect(big)
         assert error.value.facts["most_bytes"] == size - 2
+
+
+_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(_JSON)
+def test_an_answer_of_json_text_is_written_as_any_other(value: Any) -> None:
+    answer = Answer.of_json(value, orjson.dumps(value), status="HTTP 200")
+    assert answer.encoded() == orjson.dumps(answer.result())
+    assert answer.structured == (value if isinstance(value, dict) else {"result": value})
 
 
 def test_what_json_cannot_carry_is_withheld() -> None:

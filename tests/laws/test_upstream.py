@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import anyio
 import pytest
 from anyio.abc import SocketStream
+from hypothesis import given
+from hypothesis import strategies as st
 
 from broker.backends.address import Origin
 from broker.backends.exchange import Cut, Exchange
-from broker.backends.http1 import HEAD_BYTES, HELD_BYTES
+from broker.backends.http1 import HEAD_BYTES, HELD_BYTES, Heads, Http1
 from broker.backends.mcp_modern import Events
 from broker.backends.upstream import Upstream
 from broker.errors import Broken, TimedOut, Unavailable
@@ -387,3 +390,77 @@ def test_an_event_is_bounded_and_comments_between_events_are_not(line: bytes) ->
     assert data_of([b": comment\n" * 1000, b"data: 1\n\n"], most=10) == [b"1"]
     with pytest.raises(ValueError):
         data_of([line], most=10)
+
+
+class Wire(asyncio.Transport):
+    """A transport that goes nowhere."""
+
+    closing = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None: ...
+    def abort(self) -> None:
+        self.closing = True
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+
+
+_ANSWERS = st.sampled_from(
+    [
+        OK,
+        OK.replace(b"ok", b"no"),
+        OK.replace(b"200 OK", b"503 No"),
+        OK + b"x",
+        OK[:-1],
+        OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+        OK.replace(b"HTTP/1.1", b"HTTP/1.0"),
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 204 No\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 304 No\r\nContent-Length: 2\r\n\r\n",
+        b"HTTP/1.1 100 Go on\r\n\r\n" + OK,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\n\nok",
+        b"\r\n\r\n",
+        b"",
+    ]
+)
+
+
+def heard(heads: Heads, asked: list[tuple[bytes, int, bool]]) -> list[Any]:
+    """What one connection after the other says of these answers: (bytes, cut after so many, to a HEAD)."""
+    loop = asyncio.new_event_loop()
+    told: list[Any] = []
+    connection = None
+    try:
+        for data, cut, no_body in asked:
+            if connection is None:
+                connection = Http1(loop, 30.0, heads)
+                connection.connection_made(Wire())
+            connection.send(b"?", no_body=no_body)
+            for piece in (data[:cut], data[cut:]):
+                if piece:
+                    connection.data_received(piece)
+            fault = connection.fault
+            told.append((connection.status, list(connection.headers), connection.whole(), fault and str(fault)))
+            rests = connection.rest()
+            told.append(rests)
+            connection = connection if rests else None
+    finally:
+        loop.close()
+    return told
+
+
+@given(st.lists(st.tuples(st.just(OK) | _ANSWERS, st.sampled_from([0, 0, 17, 43]), st.booleans()), max_size=6))
+def test_a_head_that_has_come_before_says_what_it_said_then(asked: list[tuple[bytes, int, bool]]) -> None:
+    class Forgetful(Heads):
+        def find(self, data: bytes) -> None:
+            return None
+
+    assert heard(Heads(), asked) == heard(Forgetful(), asked)

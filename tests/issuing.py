@@ -136,7 +136,7 @@ def es256(key: ECKey, message: bytes) -> bytes:
 
 
 def forget(judge: Any) -> None:
-    """Let an authenticator or a gatekeeper see the directory as it is now, as after `memory.GENERATION_MS`."""
+    """Let an authenticator or a gatekeeper see the directory as it is now, as after `memory.GENERATION_S`."""
     for authenticator in getattr(judge, "_authenticators", [judge]):
         memory = getattr(authenticator, "_memory", None)
         if isinstance(memory, Memory):

@@ -67,6 +67,7 @@ class ApiKeys:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._memory = Memory(context.directory, context.clock)
+        self.remembered = self._memory.at_once  # see ports.Authenticator
 
     async def authenticate(self, credential: str) -> Principal | None:
         """See ports.Authenticator. Raises RecordUnavailable when the directory cannot be read."""
@@ -82,10 +83,6 @@ class ApiKeys:
             principal = await to_thread.run_sync(self._look_up, form.group(1), credential)
             self._memory.keep(remembered, principal, generation)
         return principal
-
-    def remembered(self, mark: bytes) -> Principal | None:
-        """See ports.Authenticator."""
-        return self._memory.at_once(mark)
 
     async def recheck(
         self,

@@ -54,6 +54,7 @@ class AccessTokens:
         """source: the keys of an external issuer; HTTP if not given."""
         self._context = context
         self._memory = Memory(context.directory, context.clock)
+        self.remembered = self._memory.at_once  # see ports.Authenticator
         make = source or _http_keys
         self._external = {issuer.issuer: self._trust(issuer, make(issuer)) for issuer in context.settings.auth.issuers}
         self._embedded = (
@@ -81,10 +82,6 @@ class AccessTokens:
         principal = await self._judge(credential)
         self._memory.keep(key, principal, generation)
         return principal
-
-    def remembered(self, mark: bytes) -> Principal | None:
-        """See ports.Authenticator."""
-        return self._memory.at_once(mark)
 
     async def recheck(self, principal: Principal, since_ms: int | None = None) -> bool:
         """See ports.Authenticator. The embedded issuer's grants are looked up, so a call may outlive its access

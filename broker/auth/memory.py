@@ -1,9 +1,9 @@
 """What was found good a moment ago: a bounded memory of credentials, forgotten when the directory says so.
 
 Keyed by SHA-256, so that no credential stays in memory longer than its request. A hit costs a hash and a dict lookup.
-Two bounds keep it honest: an entry lives KEEP_MS at most, and at most every GENERATION_MS the directory's generation is
-read; when it has grown, everything is forgotten and judged again. So a revocation counts after GENERATION_MS plus the
-time of one read, and the hot path pays one read per GENERATION_MS, not one per call.
+Two bounds keep it honest: an entry lives KEEP_MS at most, and at most every GENERATION_S seconds the directory's
+generation is read; when it has grown, everything is forgotten and judged again. So a revocation counts after
+GENERATION_S plus the time of one read, and the hot path pays one read in GENERATION_S, not one per call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from broker.model.principal import Principal
 from broker.ports import Clock, Directory
 
 KEEP_MS = 60_000
-GENERATION_MS = 2_000
+GENERATION_S = 2.0
 ENTRIES = 4096
 
 
@@ -25,7 +25,7 @@ class Memory:
     def __init__(self, directory: Directory, clock: Clock) -> None:
         self._directory = directory
         self._clock = clock
-        self._entries: dict[bytes, tuple[Principal, int]] = {}
+        self._entries: dict[bytes, tuple[Principal, int, int]] = {}  # and from when until when it is good
         self._generation = -1
         self._checked_at = float("-inf")
         self._lock = anyio.Lock()
@@ -37,15 +37,15 @@ class Memory:
 
     def at_once(self, key: bytes) -> Principal | None:
         """The same as far as it can be said without reading anything; None also when something has to be read."""
-        return None if monotonic() - self._checked_at >= GENERATION_MS / 1000 else self._found(key)
+        return None if monotonic() - self._checked_at >= GENERATION_S else self._found(key)
 
     def _found(self, key: bytes) -> Principal | None:
         found = self._entries.get(key)
         if found is None:
             return None
         now_ms = self._clock.now_ms()
-        principal, kept_at_ms = found
-        if principal.is_expired(now_ms) or not 0 <= now_ms - kept_at_ms < KEEP_MS:
+        principal, from_ms, until_ms = found
+        if not from_ms <= now_ms < until_ms:
             self._entries.pop(key, None)
             return None
         return principal
@@ -60,18 +60,22 @@ class Memory:
             return
         while len(self._entries) >= ENTRIES:
             self._entries.pop(next(iter(self._entries)))
-        self._entries[key] = (principal, self._clock.now_ms())
+        now_ms = self._clock.now_ms()
+        until_ms = (
+            now_ms + KEEP_MS if principal.expires_at_ms is None else min(now_ms + KEEP_MS, principal.expires_at_ms)
+        )
+        self._entries[key] = (principal, now_ms, until_ms)
 
     def doubt(self) -> None:
         """Read the generation at the next question, whenever it was read last."""
         self._checked_at = float("-inf")
 
     async def _keep_up(self) -> None:
-        if monotonic() - self._checked_at < GENERATION_MS / 1000:
+        if monotonic() - self._checked_at < GENERATION_S:
             return
         async with self._lock:
             asked_at = monotonic()
-            if asked_at - self._checked_at < GENERATION_MS / 1000:
+            if asked_at - self._checked_at < GENERATION_S:
                 return
             generation = await to_thread.run_sync(self._directory.generation)
             if generation != self._generation:

@@ -13,7 +13,7 @@ What must not live here: anything that looks into a request.
 
 from __future__ import annotations
 
-from asyncio import CancelledError, Event, Task, TimerHandle, Transport
+from asyncio import Event, Task, TimerHandle, Transport
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -99,11 +99,12 @@ class Line:
     """In the place of uvicorn's cycle for requests that took the shortcut: one for all of a connection, as there is one
     at a time.
 
-    task: whose work the request is. answer: see `Connection.answer`; `send` is the usual way, as in ASGI.
+    task: whose work the request is. answer: see `Connection.answer`; `send` is the usual way, as in ASGI. now: the
+    loop's time. broke: told a fault of ours. done: has to be called at the end.
     """
 
     __slots__ = (
-        "_connection", "_usual", "answer", "disconnected", "hangup", "keep_alive", "response_complete",
+        "_connection", "_usual", "answer", "disconnected", "hangup", "keep_alive", "now", "response_complete",
         "response_started", "task",
     )  # fmt: skip
 
@@ -115,6 +116,7 @@ class Line:
         self.hangup = hangup
         self.disconnected = False
         self.answer: Answering = partial(connection.answer, self)
+        self.now: Callable[[], float] = connection.loop.time
         self.begin()
 
     def begin(self) -> None:
@@ -122,6 +124,12 @@ class Line:
         self._usual: RequestResponseCycle | None = None
         self.keep_alive = True
         self.response_started = self.response_complete = False
+
+    def done(self) -> None:
+        self._connection.tasks.discard(self.task)
+
+    def broke(self, fault: BaseException) -> None:
+        self._connection.broke(self, fault)
 
     def end(self) -> None:
         """The connection is gone."""
@@ -233,18 +241,14 @@ class Connection(HttpToolsProtocol):
         self.cycle = line  # type: ignore[assignment]
         line.task = task = self.loop.create_task(self._shortcut.answer(taken, line))
         self.tasks.add(task)
-        task.add_done_callback(self._taken_is_done)
 
-    def _taken_is_done(self, task: Task[None]) -> None:
-        """As uvicorn ends one: a fault of ours is logged, and whoever has no answer yet is told 500."""
-        self.tasks.discard(task)
-        fault = CancelledError() if task.cancelled() else task.exception()
-        if fault is not None:
-            self.logger.error("Exception in ASGI application", exc_info=fault)
-            if not self.transport.is_closing():
-                if self._line is not None and not self._line.response_started:
-                    self.transport.write(_response(b"500 Internal Server Error", b'{"error":"the broker failed"}'))
-                self.transport.close()
+    def broke(self, line: Line, fault: BaseException) -> None:
+        """As uvicorn ends a request: a fault of ours is logged, and whoever has no answer yet is told 500."""
+        self.logger.error("Exception in ASGI application", exc_info=fault)
+        if not self.transport.is_closing():
+            if not line.response_started:
+                self.transport.write(_response(b"500 Internal Server Error", b'{"error":"the broker failed"}'))
+            self.transport.close()
 
     def as_usual(self, line: Line) -> RequestResponseCycle:
         """uvicorn's own cycle for the request of this line, to answer in more than one write, or to close after it."""
@@ -341,9 +345,11 @@ class Connection(HttpToolsProtocol):
         if cycle.response_started or cycle.disconnected or self.flow.write_paused or not cycle.keep_alive:
             return False
         cycle.response_started = cycle.response_complete = True
+        of, lines = _lines
+        headers = self.server_state.default_headers
         self.transport.write(
             b"HTTP/1.1 200 OK\r\n%s%scontent-length: %d\r\n\r\n%s"
-            % (_default_lines(self.server_state.default_headers), head, len(body), body)
+            % (lines if of is headers else _default_lines(headers), head, len(body), body)
         )
         if isinstance(cycle, RequestResponseCycle):
             cycle.message_event.set()

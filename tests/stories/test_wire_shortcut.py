@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import anyio
 import orjson
 import pytest
 
+from broker.faces.mcp import direct
+from broker.model.answer import Answer
 from broker.model.call import Call
 from tests.serving import Served, modern_call, served
 from tests.stories.test_wire_connection import head, rest_of, socket_to, status
@@ -229,23 +234,82 @@ async def test_calls_sent_at_once_on_one_connection_are_answered_in_order() -> N
         assert places == sorted(places)
 
 
+WAIT = orjson.dumps({**modern_call("wait", {}), "id": 3})
+
+
+def waiting(house: Served) -> bytes:
+    return request(house, WAIT).replace(b"echo", b"wait")
+
+
+@asynccontextmanager
+async def known_call_under_way(house: Served) -> AsyncGenerator[anyio.abc.SocketStream]:
+    house.tools.release.set()
+    async with socket_to(house) as stream:
+        await stream.send(waiting(house))
+        await answered(stream)
+    house.tools.release = anyio.Event()
+    house.tools.entered = anyio.Event()
+    async with socket_to(house) as stream:
+        await stream.send(waiting(house))
+        with anyio.fail_after(5):
+            await house.tools.entered.wait()
+        yield stream
+
+
 async def test_a_client_that_leaves_a_known_call_has_it_cancelled() -> None:
-    content = orjson.dumps({**modern_call("wait", {}), "id": 3})
-
-    def waiting(house: Served) -> bytes:
-        return request(house, content).replace(b"echo", b"wait")
-
     async with served() as house:
-        house.tools.release.set()
-        async with socket_to(house) as stream:
-            await stream.send(waiting(house))
-            await answered(stream)
-        house.tools.release = anyio.Event()
-        house.tools.entered = anyio.Event()
-        async with socket_to(house) as stream:
-            await stream.send(waiting(house))
-            with anyio.fail_after(5):
-                await house.tools.entered.wait()
+        free = house.agents.bytes_left
+        async with known_call_under_way(house):
+            assert house.agents.bytes_left < free
         with anyio.fail_after(5):
             await house.tools.cancelled.wait()
+            while house.agents.bytes_left != free:
+                await anyio.sleep(0.01)
         assert house.keys.asked == 1
+
+
+async def test_a_known_call_ends_before_the_server_does_and_its_connection_with_it() -> None:
+    async with served() as house, known_call_under_way(house) as stream:
+        house.stop.set()
+        await anyio.sleep(0.2)
+        house.tools.release.set()
+        received = await rest_of(stream)
+        assert status(received) == 200
+        assert b"connection: close" in received
+
+
+async def test_a_known_call_that_stays_silent_becomes_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "QUIET_S", 0.0)
+    monkeypatch.setattr(direct, "LOOK_EVERY_S", 0.02)
+    async with served() as house, known_call_under_way(house) as stream:
+        received = await stream.receive()
+        assert b"text/event-stream" in received
+        house.tools.release.set()
+        with anyio.fail_after(5):
+            while b'"id":3' not in received or not received.endswith(b"0\r\n\r\n"):
+                received += await stream.receive()
+        house.tools.entered = anyio.Event()
+        await stream.send(waiting(house))  # the connection is as good as before
+        with anyio.fail_after(5):
+            await house.tools.entered.wait()
+
+
+class _Unreadable(dict[str, Any]):
+    def __contains__(self, key: object) -> bool:
+        raise RuntimeError("a fault of ours")
+
+
+async def test_a_fault_of_ours_at_a_known_head_is_500_and_closed(caplog: pytest.LogCaptureFixture) -> None:
+    async with served() as house, socket_to(house) as stream:
+        await stream.send(request(house, body(3)))
+        await answered(stream)
+        free = house.agents.bytes_left
+
+        async def broken(call: Call) -> Answer:
+            return Answer(more=_Unreadable())
+
+        house.tools.perform = broken
+        await stream.send(request(house, body(4)))
+        assert status(await rest_of(stream)) == 500
+        assert house.agents.bytes_left == free
+        assert "a fault of ours" in caplog.text

@@ -170,7 +170,7 @@ class AgentServer:
 
         At most `seconds` are waited. What is still being answered on its own request is the HTTP server's to wait for.
         """
-        self._gate.closing = True
+        self._gate.close()
         self._audience.end()
         with anyio.move_on_after(min(0.2, seconds)):
             await anyio.sleep(0.05)  # listen streams say goodbye themselves

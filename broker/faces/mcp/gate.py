@@ -81,7 +81,7 @@ class Gate:
         self._sessions = sessions
         self._in_use: set[tuple[str, bytes, str]] = set()  # handshake-era requests being answered
         self.budget = Budget(house.limits.bytes_in_flight)
-        self.closing = False
+        self._closing = False
         self.shortcut = Shortcut(
             direct=direct,
             limits=house.limits,
@@ -89,7 +89,6 @@ class Gate:
             remembered=house.remembered,
             challenge=self._challenge_known,
             now_ms=house.clock.now_ms,
-            is_closing=lambda: self.closing,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,6 +107,10 @@ class Gate:
                 await self._stand(request)
         except Stop as stop:
             await self._stopped(request, stop)
+
+    def close(self) -> None:
+        """Take nothing new."""
+        self._closing = self.shortcut.is_closing = True
 
     async def _stopped(self, request: Request, stop: Stop) -> None:
         if stop.kind:
@@ -147,7 +150,7 @@ class Gate:
         if wire.query_has(request.scope["query_string"], "access_token"):
             sentence = "Refused: a token must not stand in the URL; send it as Authorization: Bearer."
             raise self._unauthenticated(request, sentence, kind="token_in_query")
-        if self.closing:
+        if self._closing:
             sentence = "Refused: the broker is shutting down. Nothing was done."
             raise Stop("overloaded", sentence, status=503, headers=[CLOSE])
 

@@ -16,7 +16,6 @@ What must not live here: any rule of the gate's; any byte of HTTP written.
 
 from __future__ import annotations
 
-from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -69,7 +68,7 @@ Taken = tuple[Call, RequestId, Head]
 
 
 class Shortcut:
-    """challenge: answers a call whose caller has to do something first. is_closing: whether the broker is leaving."""
+    """challenge: answers a call whose caller has to do something first. is_closing: the broker is leaving."""
 
     def __init__(
         self,
@@ -80,7 +79,6 @@ class Shortcut:
         remembered: Remembered,
         challenge: Callable[[Mapping[bytes, bytes], Send, RequestId, BrokerError], Awaitable[None]],
         now_ms: Callable[[], int],
-        is_closing: Callable[[], bool],
     ) -> None:
         self._direct = direct
         self._limits = limits
@@ -88,7 +86,7 @@ class Shortcut:
         self._remembered = remembered
         self._challenge = challenge
         self._now_ms = now_ms
-        self._is_closing = is_closing
+        self.is_closing = False
         self._heads: dict[bytes, Head] = {}
 
     def learn(self, request: Request, credential: str | None) -> None:
@@ -132,7 +130,7 @@ class Shortcut:
         data: what came on a connection with nothing under way. server: the connection's own address. What is given has
         taken its bytes from the budget; `answer` gives them back.
         """
-        end = data.find(b"\r\n\r\n", 0, HEAD_BYTES) + 4
+        end = data.rfind(b"\r\n\r\n", 0, HEAD_BYTES) + 4  # from behind: a body seldom has an empty line, and is shorter
         if end < 4 or not data.startswith(_LINE):
             return None
         head = self._heads.get(sha256(data[:end]).digest())
@@ -142,7 +140,7 @@ class Shortcut:
         if len(data) != end + size:
             return max(0, end + size - len(data)) or None
         principal = self._remembered(head.mark)
-        if principal is None or self._is_closing() or size > self._budget.left:
+        if principal is None or self.is_closing or size > self._budget.left:
             return None
         try:
             read = _plain(read_json(data[end:], self._limits), head, self._limits)
@@ -168,13 +166,16 @@ class Shortcut:
         """See faces.connection.Shortcut."""
         call, request_id, head = taken
         line.hangup.task = line.task
-        exchange = Exchange(line.send, line.answer, get_running_loop().time())
+        exchange = Exchange(line.send, line.answer, line.now())
         try:
             await self._direct.run(exchange, call, request_id, line.hangup, stream=head.accepts[1])
         except (InsufficientScope, Unauthenticated) as refusal:
             await self._challenge(head.headers, line.send, request_id, refusal)
+        except BaseException as fault:  # noqa: BLE001 – the line logs it, and there is nobody else to tell
+            line.broke(fault)
         finally:
             self._budget.left += head.length
+            line.done()
 
 
 def _plain(raw: Any, head: Head, limits: JsonLimits) -> tuple[RequestId, dict[str, Any], Declared] | None:

@@ -37,6 +37,7 @@ from broker.model.quota import Charge
 from broker.stores.sqlite import admission, digest, hold, outcome
 from broker.stores.sqlite.database import connect, migrate
 from broker.stores.sqlite.ledger import Ledger
+from broker.stores.sqlite.rows import Rows
 from broker.stores.sqlite.schema import MIGRATIONS
 from broker.stores.sqlite.seal import Seal
 from broker.stores.sqlite.transaction import Transaction
@@ -90,7 +91,7 @@ def _transaction(db: sqlite3.Connection, path: Path, at_ms: int) -> Transaction:
 
     chain = str(uuid7())
     seal = Seal(path.with_name(path.name + ".key"))
-    return Transaction(db, Ledger(db, chain, register), seal, open_per_agent=100_000)
+    return Transaction(rows := Rows(db), Ledger(rows, chain, register), seal, open_per_agent=100_000)
 
 
 def _intents(calls: int, start_ms: int, step_ms: float) -> Iterator[Intent]:

@@ -15,6 +15,7 @@ from sqlite_utils import Database
 
 from broker.stores.sqlite import quota, rate, sweep
 from broker.stores.sqlite.ledger import Ledger
+from broker.stores.sqlite.rows import Rows
 from broker.stores.sqlite.schema import MIGRATIONS
 from broker.stores.sqlite.seal import Seal
 from broker.stores.sqlite.transaction import Transaction
@@ -29,7 +30,7 @@ WEEK = 7 * 86_400_000
 def tx(tmp_path: Path) -> Generator[Transaction]:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
         MIGRATIONS.apply(Database(db))
-        yield Transaction(db, Ledger(db, "chain", lambda _: None), Seal(tmp_path / "key"), 1000)
+        yield Transaction(rows := Rows(db), Ledger(rows, "chain", lambda _: None), Seal(tmp_path / "key"), 1000)
 
 
 def fill(tx: Transaction) -> None:

@@ -17,6 +17,7 @@ from broker.model.quota import Charge
 from broker.stores.sqlite import admission, hold, outcome
 from broker.stores.sqlite.database import connect
 from broker.stores.sqlite.ledger import Ledger
+from broker.stores.sqlite.rows import Rows
 from broker.stores.sqlite.schema import MIGRATIONS
 from broker.stores.sqlite.seal import Seal
 from broker.stores.sqlite.transaction import Transaction
@@ -107,7 +108,8 @@ class Quotas(RuleBasedStateMachine):
         self.db.execute("pragma synchronous = off")
         self.db.row_factory = None
         MIGRATIONS.apply(sqlite_utils.Database(self.db))
-        self.tx = Transaction(self.db, Ledger(self.db, "chain", lambda _: None), Seal(path.with_suffix(".key")), 1000)
+        rows, seal = Rows(self.db), Seal(path.with_suffix(".key"))
+        self.tx = Transaction(rows, Ledger(rows, "chain", lambda _: None), seal, 1000)
         self.now = NOW // WINDOW * WINDOW
         self.reference = Reference()
         self.running: list[str] = []

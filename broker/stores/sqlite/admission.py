@@ -149,7 +149,8 @@ def _write(
     own = (intent.request_id, intent.trace_id, intent.arguments_digest, held, code, stage, message)
     packed = (canonical(quotas).decode() if quotas else "[]", canonical(intent.laps_us).decode())
     row = (intent.call_id, intent.at_ms, intent.at_ms, *caller, *called, *own, *packed)
-    if tx.db.execute(_INSERT, row).rowcount != 1:
+    tx.rows.begin_call(intent.call_id)
+    if not tx.rows.put(_INSERT, row):
         raise Undo(Conflict(f"Call {intent.call_id} is already recorded.", call_id=intent.call_id))
     said = {name: value for name, value in zip(_OWN, (*own, quotas, intent.laps_us), strict=True) if value}
     body: dict[str, Any] = {"set": said, **(facts or {})}
@@ -159,7 +160,7 @@ def _write(
     if intent.kept is not None:
         kept = digest_of(intent.kept)
         body["kept"] = kept == intent.arguments_digest or kept
-        tx.db.execute(_KEEP, (intent.call_id, intent.kept))
+        tx.rows.put(_KEEP, (intent.call_id, intent.kept))
     if intent.sealed or intent.macs:
         body |= payloads.keep(tx, intent.call_id, intent.sealed, intent.macs)
     if state == "dispatching":

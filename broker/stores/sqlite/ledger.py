@@ -40,6 +40,7 @@ from typing import Any
 from broker import __version__
 from broker.model.canonical import canonical
 from broker.model.ledger import Head, Heads
+from broker.stores.sqlite.rows import Rows
 
 SEEN = 16
 SAID = 4096  # callers and tools that are remembered, so that not each intent has to say them
@@ -62,9 +63,9 @@ class Ledger:
     on_begin: called in the transaction that begins the chain, before its first entry.
     """
 
-    def __init__(self, db: sqlite3.Connection, chain: str, on_begin: Callable[[int], None]) -> None:
+    def __init__(self, rows: Rows, chain: str, on_begin: Callable[[int], None]) -> None:
         self.chain = chain
-        self.db = db  # replaced when the writer had to open the file again
+        self._rows = rows
         self._on_begin = on_begin
         self._seq = 0
         self._prev = b""
@@ -85,7 +86,7 @@ class Ledger:
 
     def reload(self) -> None:
         """Stand where the file says: after a failed commit nobody can be sure from memory."""
-        row = self.db.execute(
+        row = self._rows.db.execute(
             "select seq, hash from entry where chain = ? order by seq desc limit 1", (self.chain,)
         ).fetchone()
         self._seq, self._prev = (row[0], row[1]) if row else (0, b"")
@@ -123,12 +124,12 @@ class Ledger:
         seq, prev = self._seq + 1, self._prev
         head = f"broker.entry.1\n{self.chain}\n{seq}\n{at_ms}\n{kind}\n{call_id}\n{prev.hex()}\n"
         hashed = hashlib.sha256(head.encode() + body).digest()
-        self.db.execute(_APPEND, (self.chain, seq, at_ms, kind, call_id, body.decode(), prev, hashed))
+        self._rows.put(_APPEND, (self.chain, seq, at_ms, kind, call_id, body.decode(), prev, hashed))
         self._seq, self._prev = seq, hashed
 
     def _begin(self, at_ms: int) -> None:
         self._on_begin(at_ms)
-        facts = {"host": socket.gethostname(), "pid": os.getpid(), "version": __version__, "seen": heads(self.db)}
+        facts = {"host": socket.gethostname(), "pid": os.getpid(), "version": __version__, "seen": heads(self._rows.db)}
         self._append("chain", "", at_ms, canonical(facts))
 
 

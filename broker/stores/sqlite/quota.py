@@ -27,6 +27,7 @@ from dataclasses import replace
 from broker.model.quota import RESERVING, Charge, QuotaKind, QuotaState
 from broker.stores.sqlite import rate, repeat
 from broker.stores.sqlite.look import Look, by_kind
+from broker.stores.sqlite.rows import Rows, Window
 from broker.stores.sqlite.transaction import Transaction
 
 _THERE = (0, 0, 0)  # what a calendar window that is there says of its settings
@@ -45,10 +46,14 @@ _TAKE = """insert into quota_counter (quota, bucket, kind, starts_at_ms, resets_
     set used = used + excluded.used, reserved = reserved + excluded.reserved, most = excluded.most,
         unit = excluded.unit, touched_at_ms = max(touched_at_ms, excluded.touched_at_ms)"""
 
-# The same where the window is there, which it nearly always is.
-_TAKE_MORE = by_kind("""update quota_counter set used = used + ?, reserved = reserved + ?, most = ?, unit = ?,
+# The same where the window is there, which it nearly always is. Of `used` and `reserved` only the one that changes is
+# named: for the other, an index would be written that has it in its condition.
+_TAKE_MORE = {
+    kind: sql.replace(":column", "used" if kind == "count" else "reserved")
+    for kind, sql in by_kind("""update quota_counter set :column = :column + ?, most = ?, unit = ?,
         touched_at_ms = max(touched_at_ms, ?)
-    where quota = ? and bucket = ? and kind = :kind and starts_at_ms = ?""")
+    where quota = ? and bucket = ? and kind = :kind and starts_at_ms = ?""").items()
+}
 
 _RESERVE = """insert into reservation (call_id, quota, bucket, kind, starts_at_ms, unit, amount)
     values (?, ?, ?, ?, ?, ?, ?)
@@ -72,16 +77,16 @@ def charge(
         raise ValueError("two charges of one bucket")
     looks: list[Look] = []
     for one in charges:
-        seen = _look(tx.db, one, now_ms)
+        seen = _look(tx.rows, one, now_ms)
         if not seen.fits:
             state = seen.state(one)
             return (state,), state
         looks.append(seen)
     for one, seen in zip(charges, looks, strict=True):
-        _put(tx.db, one, seen, now_ms)
+        _put(tx.rows, one, seen, now_ms)
         if one.kind in RESERVING or (held and one.kind == "count"):
             key = (call_id, one.quota, one.bucket, one.kind, seen.starts_at_ms, one.unit, one.amount)
-            tx.db.execute(_RESERVE, key)
+            tx.rows.put(_RESERVE, key)
     return tuple(seen.state(one) for one, seen in zip(charges, looks, strict=True)), None
 
 
@@ -90,37 +95,60 @@ def left(db: sqlite3.Connection, charges: Sequence[Charge], now_ms: int) -> list
     states: list[QuotaState] = []
     for one in charges:
         least = replace(one, amount=min(1, one.amount))
-        seen = _look(db, least, now_ms)
+        seen = _look(Rows(db), least, now_ms)
         states.append(replace(seen.state(least), left=max(0, seen.left)))
     return states
 
 
-def _look(db: sqlite3.Connection, one: Charge, now_ms: int) -> Look:
+def _look(rows: Rows, one: Charge, now_ms: int) -> Look:
+    # Sliding windows are never put off, and of what is, they read nothing.
     if one.kind == "rate":
-        return rate.look(db, one, now_ms)
+        return rate.look(rows.connection, one, now_ms)
     if one.kind in ("repeat", "errors"):
-        return repeat.look(db, one, now_ms)
-    return _calendar(db, one, now_ms)
+        return repeat.look(rows.connection, one, now_ms)
+    return _calendar(rows, one, now_ms)
 
 
-def _put(db: sqlite3.Connection, one: Charge, seen: Look, now_ms: int) -> None:
+def _put(rows: Rows, one: Charge, seen: Look, now_ms: int) -> None:
     if one.kind == "errors":
-        repeat.watch(db, one, seen)
+        repeat.watch(rows.connection, one, seen)
     elif one.kind in ("rate", "repeat"):
-        rate.put(db, one, seen)
-    else:
+        rate.put(rows.connection, one, seen)
+    elif seen.settings is None:
         used, reserved = (one.amount, 0) if one.kind == "count" else (0, one.amount)
-        if seen.settings is not None:
-            amounts = (used, reserved, one.limit, one.unit, now_ms)
-            db.execute(_TAKE_MORE[one.kind], (*amounts, one.quota, one.bucket, seen.starts_at_ms))
-            return
         window = (seen.starts_at_ms, seen.resets_at_ms)
-        db.execute(_TAKE, (one.quota, one.bucket, one.kind, *window, one.unit, one.limit, used, reserved, now_ms))
+        new = (one.quota, one.bucket, one.kind, *window, one.unit, one.limit, used, reserved, now_ms)
+        rows.connection.execute(_TAKE, new)
+    else:
+        _take_more(rows, one, seen.starts_at_ms, now_ms)
 
 
-def _calendar(db: sqlite3.Connection, one: Charge, now_ms: int) -> Look:
+def _take_more(rows: Rows, one: Charge, starts_at_ms: int, now_ms: int) -> None:
+    window = rows.windows.get((one.quota, one.bucket, one.kind))
+    if window is not None and window.row:
+        window.row[:4] = window.row[0] + one.amount, one.limit, one.unit, max(window.row[3], now_ms)
+    else:
+        row = [one.amount, one.limit, one.unit, now_ms, one.quota, one.bucket, starts_at_ms]
+        if window is None:
+            rows.connection.execute(_TAKE_MORE[one.kind], row)
+            return
+        window.row = row
+        rows.put(_TAKE_MORE[one.kind], row)
+    window.taken += one.amount
+
+
+def _calendar(rows: Rows, one: Charge, now_ms: int) -> Look:
     """count and cost; concurrency is one window without an end."""
-    found = db.execute(_WINDOW[one.kind], (one.quota, one.bucket, one.starts_at_ms, now_ms)).fetchone()
+    key = (one.quota, one.bucket, one.kind)
+    window = rows.windows.get(key)
+    if window is not None and window.starts_at_ms == one.starts_at_ms and window.looked_at_ms <= now_ms:
+        found: tuple[int, int, int] | None = (window.starts_at_ms, window.resets_at_ms, window.taken)
+    else:
+        db = rows.connection if window is None else rows.db
+        found = db.execute(_WINDOW[one.kind], (one.quota, one.bucket, one.starts_at_ms, now_ms)).fetchone()
+        if found is not None and found[0] == one.starts_at_ms and not rows.at_once:
+            # Asked for at a later time it is found again, because no window after it was still open at this one.
+            rows.windows[key] = Window(*found, looked_at_ms=now_ms)
     starts, resets, taken = found or (one.starts_at_ms, one.resets_at_ms, 0)
     room = one.limit - taken
     fits = one.amount <= room

@@ -12,6 +12,7 @@ from broker.errors import BrokerError
 from broker.model.canonical import canonical
 from broker.model.invocation import TRANSITIONS, State
 from broker.stores.sqlite.ledger import Ledger
+from broker.stores.sqlite.rows import Rows
 from broker.stores.sqlite.seal import Seal
 
 T = TypeVar("T")
@@ -33,11 +34,16 @@ class Transaction:
     urgent: set by a job that changed a hold; who waits for one is woken at the commit.
     """
 
-    db: sqlite3.Connection
+    rows: Rows
     ledger: Ledger
     seal: Seal
     open_per_agent: int
     urgent: bool = False
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        """To read from and to write to, with all that was put off written. Raises Spoiled."""
+        return self.rows.db
 
 
 # The columns of an invocation that change after its first row, beside its state and the time.
@@ -98,7 +104,8 @@ def advance(
     if "laps_us" in columns:
         columns["laps_us"] = canonical(columns["laps_us"]).decode()
     sql = _advance(target, tuple(columns), all_laps=all_laps)
-    if tx.db.execute(sql, (at_ms, *columns.values(), call_id)).rowcount != 1:
+    tx.rows.begin_call(call_id)
+    if not tx.rows.put(sql, (at_ms, *columns.values(), call_id)):
         return False
     if kind == "outcome":  # says it all: what it does not mention is empty
         change = {name: value for name, value in change.items() if value}

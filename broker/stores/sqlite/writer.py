@@ -44,6 +44,7 @@ from broker.stores.sqlite.database import unavailable
 from broker.stores.sqlite.ledger import Ledger, all_heads
 from broker.stores.sqlite.live_file import LiveFile, is_busy, is_storage
 from broker.stores.sqlite.liveness import Life
+from broker.stores.sqlite.rows import Rows, Spoiled
 from broker.stores.sqlite.seal import Seal
 from broker.stores.sqlite.transaction import Transaction, Undo
 
@@ -70,10 +71,6 @@ class Job:
     answer: Any = None  # in a list, once there is one and the future was cancelled
 
 
-class _SpoiledError(Exception):
-    """A job raised what no job should; the batch is to be run again with a savepoint around each."""
-
-
 class Writer:
     """patience_s: how long a batch waits for another connection's lock. lease_s: see liveness.py."""
 
@@ -94,7 +91,8 @@ class Writer:
         self._lease_ms = int(lease_s * 1000)
         self._life = Life(path, chain)
         self._file = LiveFile(path, patience_s)
-        self._tx = Transaction(self._file.db, Ledger(self._file.db, chain, self._register), seal, open_per_agent)
+        self._rows = Rows(self._file.db)
+        self._tx = Transaction(self._rows, Ledger(self._rows, chain, self._register), seal, open_per_agent)
         self._queue: SimpleQueue[list[Job] | None] = SimpleQueue()
         self._asked: list[Job] = []  # in this turn of the loop, not handed over yet
         self._batch: list[Job] = []  # what the thread is at
@@ -319,9 +317,9 @@ class Writer:
     def _carry_out(self, batch: list[Job]) -> None:
         try:
             try:
-                results = self._commit(batch, self._plain)
-            except _SpoiledError:
-                results = self._commit(batch, self._guarded)
+                results = self._commit(batch, self._plain, at_once=len(batch) == 1)
+            except Spoiled:
+                results = self._commit(batch, self._guarded, at_once=True)
         except (sqlite3.Error, OSError) as error:
             self._fail(batch, error)
             return
@@ -333,13 +331,15 @@ class Writer:
         self._commit_s += monotonic() - self._busy_since
         self._answer(batch, results, self._tx.urgent)
 
-    def _commit(self, batch: list[Job], run: Callable[[Job], Any]) -> list[Any]:
-        """One transaction. Raises sqlite3.Error or OSError when it was not committed; then nothing of it happened."""
-        tx, file = self._tx, self._file
+    def _commit(self, batch: list[Job], run: Callable[[Job], Any], *, at_once: bool) -> list[Any]:
+        """One transaction. Raises Spoiled, sqlite3.Error or OSError when it was not committed; then nothing of it
+        happened."""
+        tx, file, rows = self._tx, self._file, self._rows
         tx.urgent = False
+        rows.at_once = at_once
         if file.is_doubtful:
             file.reopen()
-            tx.db = tx.ledger.db = file.db
+            self._rows.connection = file.db
         file.begin(min(self._patience_s, PROBE_S / 2) if self._fault else self._patience_s)
         mark = tx.ledger.mark()
         try:
@@ -348,9 +348,11 @@ class Writer:
                 mark = tx.ledger.mark()
                 file.is_doubtful = False
             results = [run(job) for job in batch]
+            self._plain(_WRITE)
             file.check_in_place()
             file.db.execute("commit")
         except BaseException:
+            rows.forget()
             tx.ledger.back_to(mark)
             file.roll_back()
             raise
@@ -364,7 +366,7 @@ class Writer:
         except Exception as error:  # a bug in one job must not fail those that share its transaction
             if is_storage(error):
                 raise
-            raise _SpoiledError from error
+            raise Spoiled from error
 
     def _guarded(self, job: Job) -> Any:
         mark = self._tx.ledger.mark()
@@ -448,3 +450,6 @@ class Writer:
 
 def _nothing(_tx: Transaction, _argument: None) -> None:
     """A batch of its own, to see whether records can be written again."""
+
+
+_WRITE = Job(lambda tx, _: tx.rows.write(), None)  # the last of each batch: what the others put off

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -25,6 +24,7 @@ from broker.backends import BACKENDS
 from broker.catalog.catalog import Catalog, Shelf
 from broker.checkpoint import Checkpointer
 from broker.clock import clock_of
+from broker.data import dataclass
 from broker.errors import Problem, RecordUnavailable, SettingsError
 from broker.model.invocation import Invocation
 from broker.notifiers import NOTIFIERS

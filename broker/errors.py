@@ -27,8 +27,9 @@ What must not live here: how an error looks on a wire. Each face has one table f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
+
+from broker.data import dataclass
 
 Effect = Literal["none", "unknown", "done"]
 
@@ -256,7 +257,7 @@ class Internal(BrokerError):
     code = "internal"
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One thing wrong in a file: lines and columns count from 1; line 0 means the file as a whole."""
 
@@ -264,6 +265,10 @@ class Problem:
     line: int
     column: int
     message: str
+
+    def __lt__(self, other: Problem) -> bool:
+        mine = (self.file, self.line, self.column, self.message)
+        return mine < (other.file, other.line, other.column, other.message)
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file

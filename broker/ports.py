@@ -6,12 +6,12 @@ Authenticators: `auth.AUTHENTICATORS`; backends: `backends.BACKENDS`; stores: `s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from anyio.abc import TaskGroup
 from pydantic import BaseModel
 
+from broker.data import dataclass
 from broker.model.answer import Answer
 from broker.model.call import Call
 from broker.model.directory import (

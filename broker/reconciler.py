@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 import anyio
 import anyio.to_thread
@@ -23,6 +22,7 @@ from watchfiles import awatch  # pyright: ignore[reportUnknownVariableType]  # n
 from broker.catalog.catalog import BackendPlan, Catalog, Shelf
 from broker.catalog.compiler import compile_catalog
 from broker.catalog.reader import Manifests, read_manifests
+from broker.data import dataclass, field
 from broker.errors import ConfigurationError, RecordUnavailable
 from broker.pipeline.desk import Desk
 from broker.ports import Backend, BackendKind, Clock, Offer, Secrets, Store

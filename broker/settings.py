@@ -16,13 +16,13 @@ import difflib
 import re
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from broker.data import dataclass
 from broker.document import Document, located_problems, nearest, parse, parse_file, parse_value
 from broker.errors import Problem, SettingsError
 from broker.secrets import REFERENCE, Secrets

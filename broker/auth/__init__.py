@@ -6,10 +6,10 @@ What must not live here: what a caller may do (policies), and how tokens are giv
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from broker.data import dataclass
 from broker.errors import Unauthenticated
 from broker.model.address import DOORS
 from broker.model.principal import Principal

@@ -10,7 +10,7 @@ What must not live here: how a token is read (token), where keys come from (keys
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from anyio import to_thread
@@ -19,6 +19,7 @@ from broker.auth.documents import http_client
 from broker.auth.keys import DirectoryKeys, HttpKeys, KeySource
 from broker.auth.memory import Memory
 from broker.auth.token import Claims, Unverified, claims, invalid, refused, unverified, verified
+from broker.data import dataclass
 from broker.errors import InsufficientScope, Unauthenticated
 from broker.model.address import endpoints_in, resources
 from broker.model.directory import Standing

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 import jiter
@@ -22,6 +21,7 @@ from joserfc.jwk import Key
 from joserfc.jws import JWSRegistry, deserialize_compact
 from joserfc.util import urlsafe_b64decode
 
+from broker.data import dataclass
 from broker.errors import Unauthenticated
 
 LEEWAY_S = 30

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from anyio import to_thread
@@ -16,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.authserver.protocol import House
+from broker.data import dataclass
 from broker.model.address import spellings
 from broker.model.directory import Account, BrowserSession, secret_hash
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from broker.data import dataclass, field
 from broker.model.directory import Client
 from broker.ports import Clock, Directory
 from broker.settings import Settings

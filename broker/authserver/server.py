@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -35,6 +34,7 @@ from broker.authserver.grants import (
     Request,
 )
 from broker.authserver.protocol import Asked, House, Parameters, Reply, scope_names
+from broker.data import dataclass
 from broker.model.directory import Account, Client, secret_hash
 
 logging.getLogger("authlib").setLevel(logging.INFO)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from time import time
 
 from joserfc import jwt
 
 from broker.authserver.keys import ALGORITHM, signing_key
+from broker.data import dataclass
 from broker.errors import Forbidden, InvalidArguments
 from broker.model.address import ENDPOINTS
 from broker.model.directory import Account, Client

@@ -12,10 +12,11 @@ address is that address.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Self
 from urllib.parse import urlsplit
+
+from broker.data import dataclass
 
 # The services that hand a machine's own cloud credentials to whoever asks: AWS (IMDS, ECS, EKS), Azure, Google,
 # Oracle, Alibaba. Some lie in public or shared ranges, so no general rule finds them.

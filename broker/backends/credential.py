@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
 
 import anyio
@@ -24,6 +23,7 @@ from broker.backends.exchange import EXCHANGE, Cut, Exchange
 from broker.backends.placement import header_fault
 from broker.backends.spec import SecretText, Section, filled_now, secrets_in
 from broker.backends.transport import Wire
+from broker.data import dataclass
 from broker.errors import BackendError, Unavailable
 from broker.ports import Secrets
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import anyio
 import httpx2
 
+from broker.data import dataclass
 from broker.errors import Broken, BrokerError, TimedOut, Unavailable
 from broker.model.back import Back
 from broker.model.empty import NOTHING

@@ -14,7 +14,6 @@ import asyncio
 import hashlib
 import random
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, Self, TypeVar, cast
 
@@ -40,6 +39,7 @@ from broker.backends.rejection import rejected
 from broker.backends.spec import Bytes, Seconds, Section, Tls
 from broker.backends.transport import quiet
 from broker.backends.upstream import USER_AGENT, Header, Lines, Response, Upstream
+from broker.data import dataclass
 from broker.errors import AnswerWithheld, BackendError, Broken, BrokerError, TimedOut, Unavailable
 from broker.model.answer import Answer
 from broker.model.call import Call

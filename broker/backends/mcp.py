@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import anyio
@@ -27,6 +26,7 @@ from broker.backends.credential import Credential, header_name
 from broker.backends.decoding import short, storable
 from broker.backends.mcp_part import fault_of, natural_uri, renamed, request_of
 from broker.backends.spec import REFERENCE, Bytes, Seconds, Section, Tls
+from broker.data import dataclass
 from broker.errors import AnswerWithheld, InvalidArguments, Unavailable
 from broker.model.answer import Answer
 from broker.model.back import INPUT_REQUIRED, beyond

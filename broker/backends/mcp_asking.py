@@ -8,12 +8,13 @@ caller of a handshake era `answered` asks it then and sends the request again, r
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from secrets import token_urlsafe
 from typing import Any, cast
 
 import anyio
 
+from broker.data import dataclass
 from broker.errors import AnswerWithheld, BrokerError, Rejected
 from broker.model.back import ASKABLE, INPUT_REQUIRED, Ask, Back, Declined, undeclared
 

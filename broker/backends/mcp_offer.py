@@ -7,7 +7,6 @@ offered, the rest is left out, and the notes say so (health: degraded).
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import anyio
@@ -17,6 +16,7 @@ from broker.backends import sdk
 from broker.backends.decoding import short, storable
 from broker.backends.exchange import Exchange
 from broker.backends.mcp_connection import Connection
+from broker.data import dataclass, field
 from broker.errors import Rejected
 from broker.ports import Offer
 

@@ -9,13 +9,13 @@ authorised, charged and recorded, as it is with a modern server.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from secrets import token_urlsafe
 from typing import Any, cast
 
 import anyio
 from anyio.abc import TaskGroup
 
+from broker.data import dataclass, field
 from broker.errors import BrokerError, Internal, Rejected
 from broker.model.back import INPUT_REQUIRED, Ask, Back, Declined
 from broker.model.call import Call, Progress

@@ -13,7 +13,6 @@ calls – goes over the shared link, whatever era that has.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -24,6 +23,7 @@ from broker.backends.mcp_asking import answered, guarded, questions
 from broker.backends.mcp_link import Link
 from broker.backends.mcp_own import Own
 from broker.backends.mcp_park import Lot
+from broker.data import dataclass
 from broker.errors import Unavailable
 from broker.model.back import INPUT_REQUIRED, AgentSession, Back, relayed
 from broker.model.call import Call

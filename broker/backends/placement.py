@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import quote, unquote
 
@@ -26,6 +25,7 @@ import orjson
 from pydantic import JsonValue
 
 from broker.backends.spec import Section
+from broker.data import dataclass
 from broker.errors import InvalidArguments
 
 BODYLESS = frozenset({"GET", "HEAD", "DELETE"})

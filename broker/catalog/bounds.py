@@ -16,10 +16,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import unquote
 
+from broker.data import dataclass
 from broker.model.canonical import canonical
 
 MAX_BYTES = 262_144

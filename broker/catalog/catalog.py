@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal, Self, cast
 from urllib.parse import unquote
 
 from broker.catalog.schema import Checker
 from broker.catalog.uri_template import UriTemplate
+from broker.data import dataclass, field
 from broker.errors import Forbidden
 from broker.model.answer import Answer
 from broker.model.part import RESOURCE, Family, Part

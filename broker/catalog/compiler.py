@@ -9,7 +9,7 @@ no longer has) removes that tool, rather than the rule or the catalog.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 from broker.catalog.catalog import BackendPlan, Catalog, Entry
@@ -21,6 +21,7 @@ from broker.catalog.parts import follow_renames, imported_parts, parts_problems,
 from broker.catalog.previews import mistakes, planned
 from broker.catalog.selection import Selector
 from broker.catalog.tools import tool_draft
+from broker.data import dataclass, field
 from broker.document import Loc, did_you_mean
 from broker.errors import ManifestError, Problem
 from broker.model.canonical import digest

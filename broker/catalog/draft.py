@@ -6,12 +6,12 @@ Two makers: `tools` from `kind: tool` documents, `imports` from a downstream ser
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 from broker.catalog.catalog import BackendPlan, Entry
 from broker.catalog.manifest import Declared
 from broker.catalog.schema import Checker
+from broker.data import dataclass, field
 from broker.document import Loc, did_you_mean
 from broker.model.canonical import digest
 from broker.model.task import Long

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar, cast
 
 from pydantic import AfterValidator, BaseModel, Field, create_model, model_validator
 
+from broker.data import dataclass, field
 from broker.document import Document, Loc
 from broker.errors import Problem
 from broker.model.task import Long

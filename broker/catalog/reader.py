@@ -7,7 +7,6 @@ left out. `*.schema.json` (.yaml, .yml) are no manifests: they are what `{file: 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from broker.catalog.compiler import problems_of
 from broker.catalog.manifest import Declared, Manifests, document_models
+from broker.data import dataclass, field
 from broker.document import Document, did_you_mean, parse_file, problems_in
 from broker.errors import ManifestError, Problem
 from broker.ports import BackendKind

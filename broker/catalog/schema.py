@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
 
@@ -20,6 +19,7 @@ import jsonschema_rs
 import orjson
 
 from broker.catalog.bounds import Bounds, Path, UnboundedError, bounds_of, depth_exceeds
+from broker.data import dataclass
 from broker.document import dotted
 
 MAX_FAULTS = 10

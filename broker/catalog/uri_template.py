@@ -14,8 +14,9 @@ What must not live here: what a template's variables mean; the server that offer
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Self
+
+from broker.data import dataclass
 
 MAX_SIGNS = 2048
 MAX_EXPRESSIONS = 16

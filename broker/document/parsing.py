@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from ruamel.yaml.events import (
     SequenceStartEvent,
 )
 
+from broker.data import dataclass, field
 from broker.errors import ConfigurationError, Problem
 
 MAX_BYTES = 1_048_576

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
 
+from broker.data import dataclass
 from broker.model.statistics import Judged
 
 K = TypeVar("K", bound=Hashable)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from time import time
 
@@ -21,6 +20,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from broker import __version__
+from broker.data import dataclass
 from broker.errors import BrokerError, RecordUnavailable, Unauthenticated
 from broker.faces.office import Office
 from broker.model.address import is_loopback

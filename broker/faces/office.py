@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -25,6 +25,7 @@ import jiter
 from anyio import to_thread
 
 from broker.catalog.catalog import Entry, Shelf
+from broker.data import dataclass
 from broker.errors import Forbidden, UnknownHold
 from broker.faces.deciding import Stats, stats
 from broker.model.answer import Answer

@@ -7,10 +7,11 @@ returned here is as recorded.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from broker.data import dataclass
 from broker.model.invocation import Invocation
 from broker.model.quota import room
 

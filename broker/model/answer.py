@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import orjson
 
+from broker.data import dataclass, field
 from broker.model.empty import NOTHING
 
 

@@ -9,8 +9,9 @@ declared, in either era. What must not live here: anything of a transport, and w
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
+
+from broker.data import dataclass, field
 
 INPUT_REQUIRED = "input_required"
 ASKING_S = 600.0  # how long a call's deadline may stand still, in all, while its caller is asked

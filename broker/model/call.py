@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+from broker.data import dataclass, field
 from broker.model.back import Back, Round, undeclared
 from broker.model.empty import NOTHING
 from broker.model.hold import Confirming

@@ -7,7 +7,8 @@ is 256 random bits of which only the SHA-256 is kept (a hash of random bits need
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+
+from broker.data import dataclass
 
 
 def secret_hash(secret: str) -> str:

@@ -7,9 +7,9 @@ is itself reviewed: who proposes it is the first of at least two persons. Its li
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
+from broker.data import dataclass
 from broker.model.hold import Approval
 
 GrantState = Literal["proposed", "active", "rejected", "revoked"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from broker.data import dataclass
 from broker.model.canonical import digest
 from broker.model.quota import Charge
 

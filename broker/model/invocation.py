@@ -8,9 +8,9 @@ call id are the same, so that asker, reviewer, reason and execution are always o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from broker.data import dataclass
 from broker.errors import Effect
 from broker.model.empty import NOTHING
 from broker.model.grant import GrantUse

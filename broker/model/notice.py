@@ -7,8 +7,9 @@ those that the record keeps in clear.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from broker.data import dataclass
 
 What = Literal["held", "decided", "escalated", "expiring", "expired", "withdrawn"]
 

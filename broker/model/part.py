@@ -6,8 +6,9 @@ In the catalog, in policies and in records they stand beside the tools, under na
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from broker.data import dataclass
 
 Family = Literal["resources", "templates", "prompts"]
 

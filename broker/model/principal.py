@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from dataclasses import dataclass
 from functools import lru_cache
 
+from broker.data import dataclass
 from broker.model.canonical import canonical
 
 

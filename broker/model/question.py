@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import orjson
+
+from broker.data import dataclass, field
 
 By = Literal["agent", "user", "tenant", "tool", "backend", "rule", "state", "code"]
 Sort = Literal["calls", "refused", "failed", "time", "cost"]

@@ -13,8 +13,9 @@ Kinds, and what the store does with each, all inside the admitting transaction:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from broker.data import dataclass
 
 _MICRO = "_micro"  # units of money are counted in millionths
 

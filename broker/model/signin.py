@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import secrets
 from base64 import urlsafe_b64encode
-from dataclasses import dataclass
+
+from broker.data import dataclass
 
 
 @dataclass(frozen=True, slots=True)

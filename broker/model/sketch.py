@@ -6,11 +6,12 @@ not in it: some are secrets, and the others follow from the manifest and the cal
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import orjson
 
+from broker.data import dataclass
 from broker.model.canonical import digest
 
 

@@ -9,9 +9,9 @@ Source: SEP-2663, `io.modelcontextprotocol/tasks`, declared with each request of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+from broker.data import dataclass, field
 from broker.errors import BrokerError
 from broker.model.answer import Answer
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from broker.data import dataclass
 from broker.model.task import Long
 
 ToolEffect = Literal["read", "write", "destroy"]

@@ -12,7 +12,6 @@ rule's reviewers or its quorum are others than they were.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +19,7 @@ import orjson
 from uuid_utils import uuid7
 
 from broker.catalog.catalog import Entry, Shelf
+from broker.data import dataclass
 from broker.errors import Forbidden, InvalidArguments, UnknownHold
 from broker.model.call import Call
 from broker.model.grant import LEAST_PERSONS, Grant, GrantDecision, GrantReview, GrantUse

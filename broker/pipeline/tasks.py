@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import uuid_utils
 
+from broker.data import dataclass, field
 from broker.errors import (
     AnswerWithheld,
     Broken,

@@ -7,7 +7,7 @@ when it does not fit: half an answer reads like a whole one. The effect has happ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Annotated, Any, Self, cast
 
 import jmespath
@@ -15,6 +15,7 @@ import orjson
 from jmespath.exceptions import JMESPathError
 from pydantic import AfterValidator, Field
 
+from broker.data import dataclass, field
 from broker.errors import AnswerWithheld
 from broker.model.answer import Answer
 from broker.policies.amount import reported, unit_of

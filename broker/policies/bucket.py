@@ -10,9 +10,9 @@ Spelling variants (case, width, composition) are one bucket; a value cannot be w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from broker.data import dataclass
 from broker.model.canonical import digest
 from broker.model.principal import Principal, person
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from cel_expr_python import cel  # pyright: ignore[reportMissingTypeStubs] – ships a .pyi for the module only
 
+from broker.data import dataclass
 from broker.document import did_you_mean
 from broker.model.principal import Principal
 

@@ -8,11 +8,11 @@ is known, is the store's to say.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
+from broker.data import dataclass
 from broker.model.canonical import digest
 from broker.policies.expression import References
 from broker.policies.spec import Seconds, Spec

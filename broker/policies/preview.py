@@ -8,11 +8,11 @@ the tool is there and reads (catalog/compiler), and the call itself.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from broker.data import dataclass
 from broker.policies.spec import Name, Spec
 
 Argument = Annotated[str, Field(min_length=1, max_length=128)]

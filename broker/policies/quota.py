@@ -6,13 +6,14 @@ What a call costs is in amount.py, whose bucket it is in bucket.py, where a cale
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, tzinfo
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from pydantic import AfterValidator, Field, model_validator
 
+from broker.data import dataclass
 from broker.document import nearest
 from broker.model.principal import person
 from broker.model.quota import Charge, QuotaKind

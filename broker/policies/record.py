@@ -12,13 +12,13 @@ Values under names such as `password` or `token`, and what `redact` or the schem
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, Self, cast, get_args
 
 from pydantic import AfterValidator, Field, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
+from broker.data import dataclass, field
 from broker.model.canonical import canonical, digest
 from broker.model.invocation import MAC_BYTES
 from broker.model.tool import RecordMode

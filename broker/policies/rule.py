@@ -12,11 +12,11 @@ beforehand. `decide` is on the path of every call: no allocation when no rule se
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from broker.data import dataclass, field
 from broker.model.hold import HoldTerms
 from broker.model.principal import Principal
 from broker.model.tool import ToolEffect

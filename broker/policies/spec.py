@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from broker.data import dataclass
 from broker.model.quantity import duration_s, size_bytes
 
 Slot = Literal["show", "authorise", "hold", "meter", "inspect"]

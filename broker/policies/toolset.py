@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from broker.data import dataclass
 from broker.model.principal import Principal
 from broker.policies.scope import Scope
 from broker.policies.spec import Name, PolicyKind, Selector, Spec

@@ -1,9 +1,9 @@
 """Imports point down only: every import of every module is read and held against the floors.
 
 A floor may import itself and what is listed for it. `settings`, `document` and `secrets` are service rooms beside the
-stairs: any floor above `model` may enter them. `pipeline` may name what the catalog hands it, which is defined in
-`policies`. Only the composition root sees everybody, and only what a person starts
-(`__main__`, the CLI) sees the composition root.
+stairs: any floor above `model` may enter them; `data` knows nothing of the broker, and is for all. `pipeline` may name
+what the catalog hands it, which is defined in `policies`. Only the composition root sees everybody, and only what a
+person starts (`__main__`, the CLI) sees the composition root.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ SERVICE = {"settings", "document", "secrets"}
 EVERYBODY = {"*"}
 
 MAY_IMPORT: dict[str, set[str]] = {
+    "data": set(),
     "errors": set(),
     "model": {"errors"},
     "settings": {"errors", "document", "secrets"},
@@ -81,7 +82,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 def is_allowed(floor: str, imported: str) -> bool:
     target = floor_of(imported)
     allowed = MAY_IMPORT[floor]
-    return allowed is EVERYBODY or target == floor or target in allowed or imported in ("", "__version__")
+    return allowed is EVERYBODY or target == floor or target in allowed or imported in ("", "__version__", "data")
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)

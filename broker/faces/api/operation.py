@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+from broker.data import dataclass, field
 from broker.faces.office import Office
 from broker.model.principal import Principal
 

@@ -19,10 +19,11 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+from broker.data import dataclass
 from broker.errors import Problem, SettingsError
 
 _INDENT = re.compile(r"^([ \t]+)\"", re.MULTILINE)

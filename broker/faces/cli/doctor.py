@@ -7,12 +7,13 @@ import shutil
 import stat
 import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from broker.data import dataclass
 from broker.errors import BrokerError, ConfigurationError
 from broker.faces.cli import house
 from broker.faces.cli.output import print_json, say, styled

@@ -10,7 +10,6 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import time
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ import httpx2
 import orjson
 
 from broker import __version__
+from broker.data import dataclass
 from broker.errors import Problem, SettingsError
 from broker.faces.cli.output import json_line, tell
 from broker.faces.cli.records import Records, open_records

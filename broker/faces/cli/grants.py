@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 
 import typer
 
+from broker.data import dataclass
 from broker.faces.cli import house
 from broker.faces.cli.app import plain
 from broker.faces.cli.output import print_json, print_table, say, stamp

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jiter
 import orjson
 
+from broker.data import dataclass
 from broker.errors import Unauthenticated
 
 FILE = "logins.json"

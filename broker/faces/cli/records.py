@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from getpass import getuser
 from importlib import import_module
@@ -47,11 +46,11 @@ class Reader(Protocol):
     async def changed(self, timeout_s: float) -> bool: ...
 
 
-@dataclass
 class Records:
-    settings: Settings
-    store: Store
-    clock: Clock
+    def __init__(self, settings: Settings, store: Store, clock: Clock) -> None:
+        self.settings = settings
+        self.store = store
+        self.clock = clock
 
     @cached_property
     def directory(self) -> Directory:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from time import time
 from typing import Any, cast
 from urllib.parse import quote
@@ -18,6 +18,7 @@ import anyio.to_thread
 import httpx2
 import orjson
 
+from broker.data import dataclass
 from broker.errors import Refusal, Unauthenticated, Unavailable
 from broker.faces.cli import logins, sign_in
 from broker.faces.cli.logins import Login

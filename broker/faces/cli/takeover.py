@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import urlsplit
+
+from broker.data import dataclass, field
 
 _SECRET_NAME = re.compile(r"(?i)key|token|secret|passw|pwd|auth|credential|cookie|session|_pat\b|dsn")
 _SECRET_VALUE = re.compile(r"//[^/\s:@]+:[^/\s@]+@|^(sk|ghp|gho|ghs|xox[abp]|glpat|AKIA|eyJ)[-_A-Za-z0-9]|^Bearer ")

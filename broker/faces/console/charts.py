@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from broker.data import dataclass
 from broker.errors import Malformed
 from broker.faces import bodies
 from broker.faces.console.visit import Visit

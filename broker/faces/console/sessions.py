@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from broker.data import dataclass
 from broker.model.address import spellings
 from broker.model.principal import Principal, person
 from broker.model.signin import Attempt, Grant

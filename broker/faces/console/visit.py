@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from broker.data import dataclass
 from broker.faces.console import PAGES, rendering
 from broker.faces.console.sessions import Session
 from broker.faces.office import Office

@@ -11,9 +11,9 @@ use the latter to it).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
+from broker.data import dataclass
 from broker.faces.mcp.headers import decoded
 from broker.faces.mcp.strict import Message
 from broker.model.task import METHODS

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 import structlog
 import uuid_utils
 
+from broker.data import dataclass
 from broker.errors import (
     BrokerError,
     Held,

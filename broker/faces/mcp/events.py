@@ -7,10 +7,11 @@ whatever id it names. In memory: a session lives in one process, and its streams
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 
 from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
 from mcp_types import JSONRPCMessage
+
+from broker.data import dataclass
 
 EVENTS, EVENT_BYTES = 10_000, 16_777_216
 RETRY_MS = 1000  # how long a client is asked to wait before it comes back

@@ -11,11 +11,12 @@ What must not live here: the SDK (`relay` registers its handlers).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import structlog
 
+from broker.data import dataclass
 from broker.errors import BrokerError, Internal, Malformed, UnknownTool
 from broker.faces.mcp.agreement import INVALID_PARAMS
 from broker.faces.mcp.calls import build_call, protocol_error

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from broker.catalog.catalog import PartsListed
+from broker.data import dataclass
 from broker.errors import Held, Underway
 from broker.model.answer import Answer
 from broker.model.call import Call

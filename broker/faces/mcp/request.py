@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from broker.data import dataclass
 from broker.faces.mcp.headers import accepts
 from broker.faces.mcp.strict import Message
 from broker.model.principal import Principal

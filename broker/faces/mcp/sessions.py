@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import anyio
 
 from broker.catalog.catalog import PartsListed
+from broker.data import dataclass, field
 from broker.faces.mcp.ports import Pipeline
 from broker.model.call import Call
 from broker.model.principal import Principal

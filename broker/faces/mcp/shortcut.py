@@ -17,12 +17,12 @@ What must not live here: any rule of the gate's; any byte of HTTP written.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
 import orjson
 
+from broker.data import dataclass, field
 from broker.errors import BrokerError, InsufficientScope, Malformed, Unauthenticated
 from broker.faces.connection import PIECE, Line
 from broker.faces.mcp.agreement import CAPABILITIES_KEY, MODERN, VERSION_KEY

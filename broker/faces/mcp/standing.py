@@ -9,11 +9,11 @@ who do not take it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
 from typing import Any
 
 import anyio
 
+from broker.data import dataclass
 from broker.errors import RecordUnavailable, Unauthenticated
 from broker.faces.mcp.ports import Authenticate
 from broker.faces.mcp.request import Receive, Request, Send

@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -22,6 +21,7 @@ import mcp_types
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.shared.message import ServerMessageMetadata, SessionMessage
 
+from broker.data import dataclass
 from broker.errors import Malformed
 from broker.faces.mcp.ports import Refused
 from broker.faces.mcp.replies import error_body

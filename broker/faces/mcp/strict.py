@@ -12,12 +12,12 @@ What must not live here: anything of MCP beyond the JSON-RPC envelope; a write s
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeGuard, cast
 
 import jiter
 import orjson
 
+from broker.data import dataclass
 from broker.errors import Malformed
 
 PARSE_ERROR = -32700

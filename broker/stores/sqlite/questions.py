@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from broker.data import dataclass
 from broker.model.invocation import InvocationQuery
 from broker.model.question import By, Group
 from broker.stores.sqlite import queries

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
+from broker.data import dataclass
 from broker.errors import BrokerError
 from broker.model.canonical import canonical
 from broker.model.invocation import TRANSITIONS, State

@@ -26,7 +26,6 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -37,6 +36,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import structlog
 
+from broker.data import dataclass
 from broker.errors import BrokerError, Internal, RecordUnavailable
 from broker.model.ledger import Heads
 from broker.ports import Clock, Load

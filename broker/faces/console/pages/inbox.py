@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
 from starlette.responses import Response
 
+from broker.data import dataclass
 from broker.faces import bodies
 from broker.faces.console import rendering
 from broker.faces.console.visit import Visit

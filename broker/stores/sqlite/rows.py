@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+from broker.data import dataclass, field
 
 
 class Spoiled(Exception):

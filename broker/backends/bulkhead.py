@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from types import TracebackType
-
 import anyio
 
 from broker.errors import Unavailable
@@ -21,16 +18,8 @@ class Bulkhead:
         self._wait_s = wait_s
         self._free = anyio.Semaphore(places)
 
-    def place(self, deadline: float = math.inf) -> _Place:
-        """Hold one place for an `async with`. Raises Unavailable, naming limit and setting, when none comes free in
-        time.
-
-        deadline: of the call, in anyio's clock. On cancel: no place is taken.
-        """
-        return _Place(self, deadline)
-
     def take(self) -> bool:
-        """As `place`, to be given back by `give_back`; False when no place is free now: `wait` for one."""
+        """Hold one place, to be given back by `give_back`; False when none is free now: `wait` for one."""
         try:
             self._free.acquire_nowait()
         except anyio.WouldBlock:
@@ -42,7 +31,10 @@ class Bulkhead:
         self._free.release()
 
     async def wait(self, deadline: float) -> None:
-        """Take a place when one comes free. Raises and is cancelled as `place` is."""
+        """Take a place when one comes free. Raises Unavailable, naming limit and setting, when none does in time.
+
+        deadline: of the call, in anyio's clock. On cancel: no place is taken.
+        """
         try:
             with anyio.fail_after(min(self._wait_s, deadline - anyio.current_time())):
                 await self._free.acquire()
@@ -58,22 +50,3 @@ class Bulkhead:
         """Wait until no call is under way, and let no other in."""
         for _ in range(self._places):
             await self._free.acquire()
-
-
-class _Place:
-    """A class and not a generator: every call comes through here, and nearly always there is a free place."""
-
-    __slots__ = ("_bulkhead", "_deadline")
-
-    def __init__(self, bulkhead: Bulkhead, deadline: float) -> None:
-        self._bulkhead = bulkhead
-        self._deadline = deadline
-
-    async def __aenter__(self) -> None:
-        if not self._bulkhead.take():
-            await self._bulkhead.wait(self._deadline)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bulkhead.give_back()

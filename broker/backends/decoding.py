@@ -185,9 +185,11 @@ def storable(value: Any, *, depth: int = 64) -> str:
     The MCP SDK's parser lets NaN and Infinity through, which then would become null on the way out.
     """
     try:
-        orjson.dumps(value)
+        text = orjson.dumps(value)
     except TypeError as error:
         return _plain(str(error))[:120]
+    if b"null" not in text and text.count(b"[") + text.count(b"{") <= depth:
+        return ""  # what is not finite is written as null
     level: list[Any] = [value]
     for _ in range(depth):
         inner: list[Any] = []

@@ -193,8 +193,12 @@ class McpBackend:
             progress=_progress(call),
             further=_further(tool, call),
         )
-        async with self._places.place(deadline):
+        if not self._places.take():
+            await self._places.wait(deadline)
+        try:
             result = await self._routes.carry(call, errand)
+        finally:
+            self._places.give_back()
         kind = result.get("resultType", "complete")
         if call.inquiry is not None:
             return self._as_it_is(result, f"MCP {method}")
@@ -245,9 +249,9 @@ class McpBackend:
     def _answer(self, result: dict[str, Any], kind: str) -> Answer:
         content, structured = result.get("content"), result.get("structuredContent")
         blocks = cast("list[Any]", content) if isinstance(content, list) else None
-        if kind != "complete" or blocks is None or not all(isinstance(block, Mapping) for block in blocks):
+        if kind != "complete" or blocks is None or not all(isinstance(block, dict) for block in blocks):
             raise self._withheld("is not a tool result")
-        if structured is not None and not isinstance(structured, Mapping):
+        if structured is not None and not isinstance(structured, dict):
             raise self._withheld("has structured content that is no object")
         if fault := storable(result):
             raise self._withheld(f"is not plain JSON: {fault}")
@@ -305,7 +309,9 @@ def _headers(call: Call) -> dict[str, str]:
     headers = {"Idempotency-Key": call.downstream_key, "X-Broker-Call-Id": call.id}
     if call.inquiry is not None:
         headers["Mcp-Name"] = _in_header(call.inquiry.task_id)
-    return {**headers, "traceparent": call.trace_parent} if call.trace_parent else headers
+    if call.trace_parent:
+        headers["traceparent"] = call.trace_parent
+    return headers
 
 
 def _in_header(text: str) -> str:
@@ -314,9 +320,11 @@ def _in_header(text: str) -> str:
     return text if plain else f"=?base64?{b64encode(text.encode()).decode()}?="
 
 
-def _further(tool: Tool, call: Call) -> dict[str, Any]:
+def _further(tool: Tool, call: Call) -> Mapping[str, Any]:
     """What the caller declares besides what it may be asked. The tasks extension is between it and the broker where the
     broker itself makes a task of the call, and where its own connection has none."""
+    if not call.capabilities:
+        return call.capabilities
     further = beyond(call.capabilities)
     extensions = further.get("extensions")
     if call.inquiry is None and extensions and (tool.long is not None or not call.takes_task):
@@ -340,13 +348,13 @@ def _is_reserved(key: str) -> bool:
 
 def _passed_on(meta: Any) -> dict[str, Any] | None:
     """A result's `_meta` without what is between that server and the broker."""
-    if not isinstance(meta, Mapping):
+    if not isinstance(meta, dict):
         return None
-    return {key: value for key, value in cast("Mapping[str, Any]", meta).items() if not _is_reserved(key)} or None
+    return {key: value for key, value in cast("dict[str, Any]", meta).items() if not _is_reserved(key)} or None
 
 
 def _meta(call: Call) -> dict[str, Any]:
-    meta = {key: value for key, value in call.meta.items() if not _is_reserved(key)}
+    meta = {key: value for key, value in call.meta.items() if not _is_reserved(key)} if call.meta else {}
     meta[CALL_ID_META] = call.id
     if call.trace_parent:
         meta["traceparent"] = call.trace_parent

@@ -101,11 +101,15 @@ class Connection:
         progress: Progress | None,
     ) -> None:
         """Have the connection carry it, and wait until the exchange is settled."""
+        if self.calls is not None and method == "tools/call":
+            try:
+                exchange.result = await self.call(params, exchange, progress)
+                exchange.error = None
+            except BrokerError as error:
+                exchange.error = error  # it knows better than what was noticed on the way
+            return
         request_id = sdk.next_request_id()
         self._exchanges[request_id] = exchange
-        if self.calls is not None and method == "tools/call":
-            await self._call(self.calls, params, request_id, exchange, progress)
-            return
         scope = anyio.CancelScope()
         mark = EXCHANGE.set(exchange)  # the task that carries it starts with this context
         try:
@@ -121,24 +125,24 @@ class Connection:
             scope.cancel()
             self._exchanges.pop(request_id, None)
 
-    async def _call(
-        self,
-        calls: ModernCalls,
-        params: dict[str, Any],
-        request_id: int,
-        exchange: Exchange,
-        progress: Progress | None,
-    ) -> None:
-        headers = self.session.stamp("tools/call", params, exchange.told).get("headers", {})
+    def is_plain(self, method: str) -> bool:
+        """Whether `call` makes this request, if the connection is of use."""
+        return self.calls is not None and method == "tools/call" and not self.over
+
+    async def call(
+        self, params: dict[str, Any], exchange: Exchange, progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """The result of a plain call, made here and now. Raises as ModernCalls.call."""
+        assert self.calls is not None, "is_plain"  # noqa: S101
+        request_id = sdk.next_request_id()
+        headers = self.session.stamp_call(params, exchange.told)
         if progress is not None:
             params["_meta"]["progressToken"] = request_id
+        self._exchanges[request_id] = exchange
         try:
-            exchange.result = await calls.call(request_id, params, headers, exchange, progress)
-            exchange.error = None
-        except BrokerError as error:
-            exchange.error = error  # it knows better than what was noticed on the way
+            return await self.calls.call(request_id, params, headers, exchange, progress)
         finally:
-            self._exchanges.pop(request_id, None)
+            del self._exchanges[request_id]
 
     async def _carry(  # noqa: PLR0917 – a task's arguments are positional
         self,

@@ -32,7 +32,7 @@ from broker.backends.mcp_modern import Progress
 from broker.backends.mcp_offer import read_offer
 from broker.backends.mcp_watch import Subscribe, Watched
 from broker.backends.mcp_words import said
-from broker.errors import AnswerWithheld, BrokerError, Rejected, Unavailable
+from broker.errors import AnswerWithheld, BrokerError, Rejected, TimedOut, Unavailable
 from broker.model.back import ASKING_S, Back, Declined
 from broker.ports import Clock, Health, Offer
 
@@ -320,7 +320,7 @@ class Link:
     async def request(
         self,
         method: str,
-        params: Mapping[str, Any],
+        params: dict[str, Any],
         *,
         deadline: float,
         timeout_s: float,
@@ -332,10 +332,20 @@ class Link:
         """One request and its result. Raises Unavailable, Rejected, TimedOut, Broken, AnswerWithheld.
 
         deadline: in anyio's clock; timeout_s: the same as it is told to people. While `back.ask` is awaited the
-        deadline stands still. told: as of Session.stamp. On cancel: the peer is told, in the background.
+        deadline stands still. told: as of Session.stamp. On cancel: the peer is told, in the background. Nobody but the
+        server can keep a plain call waiting, so its connection keeps the deadline: a scope costs more than all else.
         """
-        exchange = Exchange(deadline, headers)
+        exchange = Exchange(deadline, headers, is_exact=True, told=told)
+        connection = self._usable
         try:
+            if connection is not None and connection.is_plain(method) and progress is None and back is None:
+                self._used_at = anyio.current_time()
+                try:
+                    return await connection.call(params, exchange)
+                except Unavailable:
+                    if not connection.over:
+                        self._stale()  # look whether it is there
+                        raise
             with anyio.fail_after(deadline - anyio.current_time()) as scope:
                 last_moment = deadline
                 if back is not None and back.ask is not None:
@@ -353,7 +363,7 @@ class Link:
                     # Nothing of it was done and the connection turned out to be gone: a new one may carry it.
                     if last or not (isinstance(exchange.error, Unavailable) and connection.over):
                         break
-        except TimeoutError:
+        except (TimeoutError, TimedOut):
             raise exchange.overdue(self._name, timeout_s) from None
         if exchange.error is not None:
             if isinstance(exchange.error, Unavailable):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import anyio
 import orjson
@@ -24,12 +24,13 @@ from broker.backends.decoding import ACCEPT_ENCODING, excerpt, is_json, media_ty
 from broker.backends.exchange import Cut, Exchange
 from broker.backends.pace import Pace
 from broker.backends.rejection import refused, rejected
-from broker.backends.upstream import USER_AGENT, Response, Upstream
+from broker.backends.upstream import USER_AGENT, Lines, Response, Upstream
 from broker.errors import AnswerWithheld, Broken, BrokerError
 
 EVENTS_BURST = 2000
 EVENTS_PER_S = 250.0
 
+T = TypeVar("T")
 Progress = Callable[[float, float | None, str | None], Awaitable[None]]
 
 _FIXED = {
@@ -38,6 +39,7 @@ _FIXED = {
     "Accept-Encoding": ACCEPT_ENCODING,
     "Content-Type": "application/json",
 }
+_FIXED_LINES = Lines.of((name.encode(), value.encode()) for name, value in _FIXED.items())
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
@@ -61,38 +63,56 @@ class ModernCalls:
         exchange: Exchange,
         progress: Progress | None,
     ) -> dict[str, Any]:
-        """The result. params: with `_meta`. headers: those of the era. Raises BrokerError.
+        """The result. params: with `_meta`. headers: those of the era.
 
+        Raises BrokerError; at the deadline TimeoutError or TimedOut, a moment later where somebody else keeps it, too
+        (`Exchange.is_exact`).
         On cancel: the connection is ended, which tells the peer.
         """
         body = orjson.dumps({"jsonrpc": "2.0", "id": request_id, "method": "tools/call", "params": params})
-        named = {**_FIXED, **headers, **exchange.send}
+        named = {**headers, **exchange.send}
+        auth, credential = self._auth, None
         try:
-            credential = None if self._auth is None else await self._auth.header()
+            if auth is not None:
+                credential = await self._in_time(auth.header(), exchange)
             response = await self._post(named, credential, body, exchange)
-            if response.status == 401 and self._auth is not None and credential is not None:
-                again = await self._auth.renewed(credential[1])
+            if response.status == 401 and auth is not None and credential is not None:
+                again = await self._in_time(auth.renewed(credential[1]), exchange)
                 if again is not None:
                     response.close()
                     response = await self._post(named, again, body, exchange)
             try:
-                message = await self._answer(response, request_id, exchange, progress)
+                whole = (
+                    response.whole() if response.status == 200 and is_json(media_type(response.media_type)[0]) else None
+                )
+                if whole is not None:
+                    message = self._ours(whole, request_id)
+                else:
+                    message = await self._in_time(self._answer(response, request_id, exchange, progress), exchange)
             finally:
                 response.close()
         except Cut as cut:
             raise cut.error from None
         if message is None:
-            await anyio.sleep_until(exchange.deadline + 1.0)
-            raise exchange.overdue(self._backend, 0.0)
+            await anyio.sleep_until(exchange.deadline)
+            raise TimeoutError
         return self._result(message)
 
-    async def _post(
+    async def _in_time(self, doing: Awaitable[T], exchange: Exchange) -> T:
+        """What may wait for more than the connection does. Raises TimeoutError at the deadline."""
+        with anyio.fail_after(exchange.deadline - anyio.current_time()):
+            return await doing
+
+    def _post(
         self, named: Mapping[str, str], credential: tuple[str, str] | None, body: bytes, exchange: Exchange
-    ) -> Response:
-        lines = {name.lower(): (name.encode(), value.encode("latin-1")) for name, value in named.items()}
+    ) -> Awaitable[Response]:
         if credential is not None:
-            lines[credential[0].lower()] = (credential[0].encode(), credential[1].encode("latin-1"))
-        return await self._upstream.ask("POST", self._target, lines.values(), body, exchange)
+            every = {name.lower(): (name, value) for name, value in (*_FIXED.items(), *named.items(), credential)}
+            lines = Lines.of((name.encode(), value.encode("latin-1")) for name, value in every.values())
+        else:
+            more = [b"%s: %s\r\n" % (name.encode(), value.encode("latin-1")) for name, value in named.items()]
+            lines = Lines(b"".join((_FIXED_LINES.text, *more)), _FIXED_LINES.number + len(more))
+        return self._upstream.ask("POST", self._target, lines, body, exchange)
 
     # --------------------------------------------------------------------------------------------------------- answers
 
@@ -100,7 +120,7 @@ class ModernCalls:
         self, response: Response, request_id: int, exchange: Exchange, progress: Progress | None
     ) -> dict[str, Any] | None:
         """The JSON-RPC answer to this request; None when what came answers another."""
-        kind, _ = media_type(response.header(b"content-type"))
+        kind, _ = media_type(response.media_type)
         if response.status >= 300:
             return await self._refusal(response, kind)
         if response.status == 202 or response.status < 200:

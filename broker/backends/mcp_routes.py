@@ -12,7 +12,7 @@ calls – goes over the shared link, whatever era that has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -46,9 +46,9 @@ class Errand:
     progress: Progress | None
     further: Mapping[str, Any]
 
-    async def over(self, link: Link, back: Back | None = None, told: Mapping[str, Any] = {}) -> dict[str, Any]:
+    def over(self, link: Link, back: Back | None = None, told: Mapping[str, Any] = {}) -> Awaitable[dict[str, Any]]:
         """The raw result. Raises as Link.request."""
-        return await link.request(
+        return link.request(
             self.method,
             self.params,
             deadline=self.deadline,
@@ -72,15 +72,15 @@ class Routes:
         self._lot = Lot(backend, tasks)
         self._is_modern_only = False
 
-    async def carry(self, call: Call, errand: Errand) -> dict[str, Any]:
+    def carry(self, call: Call, errand: Errand) -> Awaitable[dict[str, Any]]:
         """The raw result; of a modern caller perhaps one that asks for input. Raises BrokerError."""
-        declared, back = relayed(call.capabilities), call.back
+        declared, back = relayed(call.capabilities) if call.capabilities else {}, call.back
         asks_nothing = not declared and call.round is None and (back is None or not back.log_level)
         if asks_nothing and not errand.further:
-            return await errand.over(self._shared)
+            return errand.over(self._shared)
         if back is None or back.session is None:
-            return await self._of_modern(call, errand, declared, asks_nothing=asks_nothing)
-        return await self._of_session(errand, declared, back, back.session)
+            return self._of_modern(call, errand, declared, asks_nothing=asks_nothing)
+        return self._of_session(errand, declared, back, back.session)
 
     async def _of_modern(
         self, call: Call, errand: Errand, declared: dict[str, Any], *, asks_nothing: bool

@@ -192,6 +192,7 @@ class Session:
             client_info=types.Implementation(name="broker", version=__version__),
         )
         self._session.declared = declared
+        self._stamps: dict[str, tuple[object, dict[str, Any], dict[str, str]]] = {}
 
     async def __aenter__(self) -> Self:
         await self._session.__aenter__()
@@ -333,6 +334,22 @@ class Session:
             params["_meta"].update(told)
         return options
 
+    def stamp_call(self, params: dict[str, Any], told: Mapping[str, Any]) -> Mapping[str, str]:
+        """As `stamp`, of a tools/call: its headers. What the SDK says of a tool it says each time, unless arguments are
+        mirrored; so it is asked once for each."""
+        stamp, name = self._session._stamp, params["name"]  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        if self._session._x_mcp_header_maps.get(name):  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            return self.stamp("tools/call", params, told).get("headers", {})
+        known = self._stamps.get(name)
+        if known is None or known[0] is not stamp:  # another version has been agreed on
+            blank: dict[str, Any] = {"name": name, "_meta": {}}
+            headers = self.stamp("tools/call", blank, {}).get("headers", {})
+            known = self._stamps[name] = stamp, blank["_meta"], headers
+        params["_meta"].update(known[1])
+        if told and self.is_modern:
+            params["_meta"].update(told)
+        return known[2]
+
     def mirror_headers(self, tools: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         """Learn which arguments of these tools (name -> input schema) the modern wire mirrors into headers.
 
@@ -345,6 +362,7 @@ class Session:
                 refused[name] = f"its x-mcp-header is invalid ({reason})"
             else:
                 maps[name] = x_mcp_header_map(schema)
+        self._stamps.clear()  # of tools that may be gone
         self._session._x_mcp_header_maps = maps  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] – see the module's head
         return refused
 

@@ -60,6 +60,7 @@ from broker.policies.rule import Verdict
 from broker.ports import Backend, Clock, Store, Watch
 
 LATE_EVERY_S = 0.5
+LISTED = 64  # listings of callers that are kept
 MOST_TASK_CHARACTERS = 128
 
 log = structlog.get_logger("broker.call")
@@ -89,6 +90,8 @@ class Pipeline:
         self._clock = clock
         self._room = calls
         self._patience = Patience()
+        self._listed: tuple[Catalog, dict[int, tuple[tuple[Entry, ...], tuple[Mapping[str, Any], ...]]]]
+        self._listed = shelf.current, {}  # what the entries of this catalog's listings say
         self._unrecorded: list[Outcome] = []
         self._apart = Apart()
         self.tasks = Tasks(
@@ -106,13 +109,25 @@ class Pipeline:
     # ----------------------------------------------------------------------------------------- what a caller may see
 
     def listing(self, principal: Principal) -> tuple[Mapping[str, Any], ...]:
-        """The tools/list entries of what this caller may use, in stable order."""
+        """The tools/list entries of what this caller may use, in stable order; the same object while known."""
         catalog = self._shelf.current
         entries = catalog.listing(principal)
+        of, known = self._listed
+        if of is not catalog:
+            known = {}
+            self._listed = catalog, known
+        found = known.get(id(entries))
+        if found is not None and found[0] is entries:
+            return found[1]
         listed = tuple(entry.tool.listed for entry in entries)
         if catalog.may_hold:
             listed = (*listed, held_call.LISTED)
-        return (*listed, limits.LISTED) if any(entry.meters for entry in entries) else listed
+        if any(entry.meters for entry in entries):
+            listed = (*listed, limits.LISTED)
+        while len(known) >= LISTED:
+            known.pop(next(iter(known)))
+        known[id(entries)] = entries, listed
+        return listed
 
     def missing_scopes(self, name: str, principal: Principal) -> frozenset[str]:
         """Scopes the caller lacks for a tool that is visible to it. Empty for every other tool, known or not.

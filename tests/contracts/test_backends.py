@@ -157,6 +157,7 @@ async def test_the_tools_deadline_is_kept(stand: Stand) -> None:
     if stand.sample.hangs is None:
         pytest.skip("nothing of this kind can hang")
     async with stand.opened() as backend:
+        await stand.where.until_settled(backend)
         with pytest.raises(TimedOut) as error:
             await ask(backend, stand.sample.hangs)
         assert error.value.effect == "unknown"

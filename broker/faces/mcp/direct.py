@@ -45,6 +45,7 @@ from broker.model.call import Call
 QUIET_S = 15.0
 LOOK_EVERY_S = 5.0
 ENTRIES_KEPT = 10_000
+LIST_BYTES = 2_097_152  # of the latest list, if it is not longer: most clients may use the same tools
 
 _PLAIN_PARAMS = frozenset({"name", "arguments", "_meta"})
 
@@ -111,6 +112,7 @@ class Direct:
         self._meta = orjson.dumps({SERVER_KEY: self._server_info})
         self._quiet: set[Exchange] = set()
         self._rendered: dict[int, tuple[Mapping[str, Any], bytes]] = {}  # entries of lists, and their JSON
+        self._latest: tuple[tuple[Mapping[str, Any], ...], bytes] = (), self._listed(())
         self._mirrors: dict[str, tuple[Any, bool]] = {}  # tool -> (its schema, whether it uses x-mcp-header)
 
     def takes(self, request: Request) -> bool:
@@ -125,8 +127,21 @@ class Direct:
         return all(request.accepts) and len(params) == 1 and _is_plain(cast("dict[str, Any]", params["_meta"]))
 
     async def list_tools(self, request: Request) -> None:
-        """The whole list at once; each entry is written as JSON when it is first asked for."""
-        listing, known = self._pipeline.listing(request.principal), self._rendered
+        """The whole list at once. Each entry is written as JSON when it is first asked for; the latest list is kept."""
+        listing = self._pipeline.listing(request.principal)
+        latest, result = self._latest
+        if latest is not listing:
+            result = self._listed(listing)
+            if len(result) <= LIST_BYTES:
+                self._latest = listing, result
+        self._on_listed(request.principal, len(listing))
+        extensions = request.scope.get("extensions") or _NO_EXTENSIONS
+        answer = None if request.is_foreign else extensions.get(ANSWER)
+        exchange = Exchange(request.send, answer, anyio.current_time())
+        await exchange.finish(200, encoded_body(request.message.id, self._meta, result))
+
+    def _listed(self, listing: tuple[Mapping[str, Any], ...]) -> bytes:
+        known = self._rendered
         if len(known) > 2 * len(listing) + ENTRIES_KEPT:
             known.clear()  # most are of catalogs that are gone
         pieces: list[bytes] = []
@@ -135,12 +150,7 @@ class Direct:
             if found is None:  # the entry is kept beside its JSON, so that its id stays its own
                 found = known[id(entry)] = (entry, orjson.dumps(dict(entry), default=dict))
             pieces.append(found[1])
-        self._on_listed(request.principal, len(listing))
-        result = b'{"tools":[%s],"ttlMs":0,"cacheScope":"private"}' % b",".join(pieces)
-        extensions = request.scope.get("extensions") or _NO_EXTENSIONS
-        answer = None if request.is_foreign else extensions.get(ANSWER)
-        exchange = Exchange(request.send, answer, anyio.current_time())
-        await exchange.finish(200, encoded_body(request.message.id, self._meta, result))
+        return b'{"tools":[%s],"ttlMs":0,"cacheScope":"private"}' % b",".join(pieces)
 
     async def answer(self, request: Request) -> None:
         """Make the call and answer it. On the client's leaving: the call is cancelled and nothing is sent.

@@ -1,9 +1,10 @@
 """The one thread that writes, and group commit: jobs that wait together share one transaction and one fsync.
 
-    run → the loop's turn → queue → [ begin immediate · job · … · commit ] → one wake-up of the loop for all of them
+    run → a few turns of the loop → queue → [ begin immediate · job · … · commit ] → one wake-up of the loop for all
 
-- What is asked in one turn of the event loop is handed over together, so that many callers share commits; a lone one is
-  handed over at once.
+- A lone caller's job is handed over at once. What many ask is handed over together, when the thread has nothing to do
+  and the loop has turned a few more times: a turn is short when there is little to do, and with much to do more of them
+  come to share the commit, which costs as much as some ten jobs.
 - A job is a function of the open transaction (transaction.py). It answers with a value or a BrokerError; either way
   what it wrote is committed with the batch, so a job that refuses does so before it writes, or means what it wrote.
 - `Undo`, and anything else a job raises, which is a bug of that job alone, has the batch rolled back and run once more
@@ -52,6 +53,7 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 MOST = 512  # jobs in one transaction
+TURNS = 4  # of the loop, at most, until a batch is handed over
 PROBE_S = 0.5
 STALL_S = 1.0  # beyond the patience with locks: how long a disk may take for one batch
 CLOSE_S = 5.0
@@ -94,7 +96,8 @@ class Writer:
         self._rows = Rows(self._file.db)
         self._tx = Transaction(self._rows, Ledger(self._rows, chain, self._register), seal, open_per_agent)
         self._queue: SimpleQueue[list[Job] | None] = SimpleQueue()
-        self._asked: list[Job] = []  # in this turn of the loop, not handed over yet
+        self._asked: list[Job] = []  # not handed over yet
+        self._handed = False  # there are some whose answers have not come
         self._batch: list[Job] = []  # what the thread is at
         self._busy_since = 0.0
         self._batches = self._jobs = 0  # of transactions that were committed
@@ -148,12 +151,11 @@ class Writer:
         if self._watch is None:
             self._watch = self._loop.call_later(PROBE_S, self._look)
         job = Job(function, argument, future, regret)
+        self._asked.append(job)
         if self._waiting == 1:
-            self._queue.put([job])
-        else:
-            self._asked.append(job)
-            if len(self._asked) == 1:
-                self._loop.call_soon(self._hand_over)
+            self._hand_over()
+        elif len(self._asked) == 1 and not self._handed:
+            self._gather()
         try:
             return await future
         except asyncio.CancelledError:
@@ -168,9 +170,21 @@ class Writer:
                         raise
             raise
 
+    def _gather(self) -> None:
+        """Hand over what is asked until the loop has turned a few times more."""
+        if self._asked and self._loop is not None:
+            self._loop.call_soon(self._turn, min(TURNS, 1 + self._waiting // TURNS))
+
+    def _turn(self, left: int) -> None:
+        if left > 1 and self._loop is not None:
+            self._loop.call_soon(self._turn, left - 1)
+        else:
+            self._hand_over()
+
     def _hand_over(self) -> None:
         asked, self._asked = self._asked, []
         if asked:
+            self._handed = True
             self._queue.put(asked)
 
     async def _seen_out(self, job: Job) -> Any:
@@ -189,6 +203,8 @@ class Writer:
     def _deliver(self, batch: list[Job], results: list[Any], urgent: bool) -> None:
         """All answers of a batch, in one wake-up."""
         self._stall = ""
+        self._handed = False
+        self._gather()
         for job, result in zip(batch, results, strict=True):
             future = job.future
             if future is None:
@@ -228,7 +244,8 @@ class Writer:
         if not self._stall:
             log.error("the disk does not answer; calls are refused until it does", database=str(self._path))
         self._stall = f"Records cannot be written to {self._path.name} now: the disk does not answer."
-        for job in self._drain():
+        asked, self._asked = self._asked, []
+        for job in (*asked, *self._drain()):
             if job.future is None:
                 self._queue.put([job])
             else:

@@ -34,7 +34,7 @@ LET_RUN = "nobody decided in time, and its rule lets such a call run then"
 _TARGET: Mapping[str, State] = {"approve": "approved", "reject": "rejected", "withdraw": "withdrawn"}
 _OPEN_HOLDS = """select count(*), min(h.expires_at_ms)
     from invocation i indexed by invocation_open join hold h on h.call_id = i.call_id
-    where i.state in ('held', 'approved') and i.state in ('held', 'approved', 'dispatching')
+    where (i.state = 'held' or i.state = 'approved')
     and i.agent = ? and i.tenant = ? and i.issuer = ?"""
 
 
@@ -343,7 +343,7 @@ def expire_due(tx: Transaction, argument: tuple[int, int]) -> list[str]:
     now_ms, most = argument
     rows = tx.db.execute(
         """select i.call_id from invocation i indexed by invocation_open join hold h on h.call_id = i.call_id
-        where i.state in ('held', 'approved') and i.state in ('held', 'approved', 'dispatching')
+        where (i.state = 'held' or i.state = 'approved')
         and h.expires_at_ms <= ? limit ?""",
         (now_ms, most),
     ).fetchall()

@@ -21,7 +21,7 @@ _SELECT = """select i.call_id, i.state, i.at_ms, i.changed_at_ms, i.face, i.agen
     left join hold h on h.call_id = i.call_id and i.held = 1
     left join payload k on k.call_id = i.call_id and k.part = 'kept'"""
 
-_OPEN = "i.state in ('held', 'approved', 'dispatching')"  # the condition of that partial index, word for word
+_OPEN = "(i.state = 'held' or i.state = 'approved' or i.state = 'dispatching')"  # that partial index's, word for word
 _COUNT_OPEN = f"""select i.state, count(*), min(i.at_ms) from invocation i indexed by invocation_open
     where {_OPEN} group by i.state"""  # noqa: S608 – constants of this file
 _WINDOW = "select count(*) from (select 1 from invocation where at_ms >= ? and at_ms < ? limit ?)"

@@ -14,7 +14,7 @@ from broker.model.invocation import Invocation, InvocationQuery
 from broker.ports import QueueCount
 from broker.stores.sqlite import queries
 
-_HELD = "i.state = 'held' and i.state in ('held', 'approved', 'dispatching')"  # the second: invocation_open's condition
+_HELD = "i.state = 'held'"
 _FROM = "from invocation i indexed by invocation_open join hold h on h.call_id = i.call_id"
 _COUNT = 'select i.tool, i.agent, i."user", i.rule, count(*) from invocation i indexed by invocation_open'
 _LATELY = "select i.call_id from invocation i indexed by {index} where i.held = 1"

@@ -18,7 +18,7 @@ TABLE = """create table reminder (
 
 SOON_MS = 3_600_000  # its time is nearly over in its last hour, or in its last fifth, whichever is shorter
 _WAITING = """from invocation i indexed by invocation_open join hold h on h.call_id = i.call_id
-    where i.state = 'held' and i.state in ('held', 'approved', 'dispatching')
+    where i.state = 'held'
     and not exists (select 1 from reminder r where r.call_id = i.call_id and r.kind = {kind})"""
 _DUE = f"""select i.call_id, 'escalation' {_WAITING.format(kind="'escalation'")}
         and json_extract(h.terms, '$.escalates_at_ms') between 1 and :now

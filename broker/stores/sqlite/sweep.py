@@ -13,7 +13,7 @@ from broker.model.quota import QuotaKind
 from broker.stores.sqlite import idempotency, outcome, quota, rate, reminder, spent
 from broker.stores.sqlite.ledger import heads
 from broker.stores.sqlite.liveness import is_dead
-from broker.stores.sqlite.schema import IDLE_AT
+from broker.stores.sqlite.schema import IDLE, IDLE_AT
 from broker.stores.sqlite.transaction import Transaction
 
 CHUNK = 200
@@ -23,7 +23,7 @@ PAGES = 100  # given back in one go
 ROWS = 2_000  # of one sliding window, deleted in one go
 
 _IDLE = f"""select quota, bucket, kind from quota_counter indexed by quota_idle
-    where kind in ('rate', 'repeat', 'errors') and {IDLE_AT} < ? limit ?"""  # noqa: S608 – a constant of the schema
+    where {IDLE} and {IDLE_AT} < ? limit ?"""  # noqa: S608 – a constant of the schema
 _FORGET = """delete from quota_rate where quota = ? and bucket = ? and position in (
     select position from quota_rate where quota = ? and bucket = ? order by position limit ?)"""
 
@@ -52,7 +52,7 @@ def recover(tx: Transaction, argument: tuple[int, int]) -> tuple[list[Invocation
     rows = tx.db.execute(
         """select i.call_id, (select count(*) from reservation r where r.call_id = i.call_id)
         from invocation i indexed by invocation_open
-        where i.state = 'dispatching' and i.state in ('held', 'approved', 'dispatching')
+        where i.state = 'dispatching'
         and not exists (select 1 from writer w where w.chain = i.writer and w.ended_at_ms = 0)
         limit ?""",
         (most,),

@@ -94,8 +94,10 @@ class Gatekeeper:
         )
 
     def remembered(self, mark: bytes) -> Principal | None:
-        """Which agent presented the credential of this fingerprint a moment ago, as far as that can be said without
-        asking anybody; None: `authenticate` knows."""
+        """Which agent presented the credential of this fingerprint (b"": none at all) a moment ago, as far as that can
+        be said without asking anybody; None: `authenticate` knows."""
+        if not mark:
+            return self._nobody
         for authenticator in self._authenticators:
             principal = authenticator.remembered(mark)
             if principal is not None:

@@ -96,7 +96,8 @@ async def test_the_gatekeeper_asks_each_and_refuses_the_rest(world: World) -> No
 async def test_for_tests_alone_who_comes_without_a_credential_is_somebody(world: World) -> None:
     nobody = local_principal(world.settings.stdio)
     gatekeeper = Gatekeeper(authenticators(world.context), nobody=nobody)
-    assert await gatekeeper.authenticate(None) is nobody
+    assert await gatekeeper.authenticate(None) is gatekeeper.remembered(b"") is nobody
+    assert Gatekeeper(authenticators(world.context)).remembered(b"") is None
     assert (await gatekeeper.authenticate(credential("jwt", world))).agent == "desk"
     for bad in ("", "opaque", "a.b.c.d.e"):
         with pytest.raises(Unauthenticated):

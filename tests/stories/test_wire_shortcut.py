@@ -43,14 +43,43 @@ async def answered(stream: anyio.abc.SocketStream) -> tuple[int, bytes]:
 async def test_a_head_that_came_before_is_not_judged_again_and_its_call_is_another() -> None:
     async with served() as house, socket_to(house) as stream:
         said: list[tuple[int, object]] = []
-        for number in range(3, 6):
+        for number in (3, 4, 55_555):  # the last is longer
             await stream.send(request(house, body(number)))
             code, content = await answered(stream)
             said.append((code, orjson.loads(content)["id"]))
-        assert said == [(200, 3), (200, 4), (200, 5)]
+        assert said == [(200, 3), (200, 4), (200, 55_555)]
         assert house.keys.asked == 1, "the gate asked once; the others took the shortcut"
-        assert [call.request_id for call in house.tools.calls] == ["3", "4", "5"]
+        assert [call.request_id for call in house.tools.calls] == ["3", "4", "55555"]
         assert len({call.id for call in house.tools.calls}) == 3
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 0%d", "content-length:%d", "Content-Length: +%d"])
+async def test_a_length_told_in_another_way_is_judged_anew(length: str) -> None:
+    async with served() as house, socket_to(house) as stream:
+        await stream.send(request(house, body(3)))
+        await answered(stream)
+        await stream.send(head(house, length % len(body(4))) + body(4))
+        code = status(await stream.receive())
+        assert (code, house.keys.asked) == ((400, 1) if "+" in length else (200, 2))
+
+
+async def test_a_second_length_is_refused_at_a_known_head() -> None:
+    async with served() as house, socket_to(house) as stream:
+        await stream.send(request(house, body(3)))
+        await answered(stream)
+        await stream.send(request(house, body(4), "Content-Length: 1"))
+        assert status(await rest_of(stream)) == 400
+        assert len(house.tools.calls) == 1
+
+
+async def test_a_caller_without_a_credential_is_known_by_that() -> None:
+    async with served() as house, socket_to(house) as stream:
+        house.keys.open()
+        for number in (3, 4):
+            await stream.send(request(house, body(number)).replace(b"Authorization: Bearer ann\r\n", b""))
+            assert (await answered(stream))[0] == 200
+        assert [call.principal.agent for call in house.tools.calls] == ["nobody", "nobody"]
+        assert house.keys.asked == 1
 
 
 @pytest.mark.parametrize("cut", [1, 40])

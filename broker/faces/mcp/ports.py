@@ -72,8 +72,8 @@ cannot be found out now; nothing else."""
 
 
 Remembered = Callable[[bytes], Principal | None]
-"""`Gatekeeper.remembered`: who presented the credential of this fingerprint (`principal.fingerprint`) a moment ago, if
-that still counts; None when `Authenticate` has to be asked."""
+"""`Gatekeeper.remembered`: who presented the credential of this fingerprint (`principal.fingerprint`; b"" without one)
+a moment ago, if that still counts; None when `Authenticate` has to be asked."""
 
 
 class Challenge(Protocol):

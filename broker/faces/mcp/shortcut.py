@@ -1,10 +1,10 @@
 """Heads that have come before, byte for byte: a client says the same with each call, and is judged by it once.
 
-A modern `tools/call` of a client differs from its last one in the body and hardly ever in the head. When one has passed
-the whole gate, what its head said is kept under its SHA-256; a request that begins with those very bytes has the same
-path, Host, media types, version, method and tool name, because they were judged when they came first. What can have
-changed since is asked again every time: whether the credential still counts, and whether the broker is leaving.
-Everything of the body is read and judged as for any other request.
+A modern `tools/call` of a client differs from its last one in the body and hardly ever in the head, but for the length
+of that body. When one has passed the whole gate, what its head said is kept under its SHA-256; a request that begins
+with those very bytes has the same path, Host, media types, version, method and tool name, because they were judged when
+they came first. What can have changed since is asked again every time: whether the credential still counts, and whether
+the broker is leaving. Everything of the body is read and judged as for any other request.
 
 A request that is not all of this, or wrong in any way, is nobody's here: it goes the usual way through the HTTP parser
 and the gate, as if nobody had looked. So nothing is ever refused here, and there is one judge.
@@ -29,7 +29,7 @@ from broker.faces.mcp.agreement import CAPABILITIES_KEY, MODERN, VERSION_KEY
 from broker.faces.mcp.bodies import Budget
 from broker.faces.mcp.calls import OWN_META, Declared, declared, made
 from broker.faces.mcp.direct import Direct, Exchange, is_plain_meta
-from broker.faces.mcp.headers import content_length, decoded
+from broker.faces.mcp.headers import decoded
 from broker.faces.mcp.ports import Remembered
 from broker.faces.mcp.request import FACE_HTTP, Request, Send
 from broker.faces.mcp.strict import JsonLimits, RequestId, is_id, read_json
@@ -50,13 +50,12 @@ _UNFIT = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a head said. server: the socket's own address it came to. length: of the body. mark: the credential's
-    fingerprint. named: the decoded `Mcp-Name`. accepts: JSON, and an event stream. declared: what the `_meta` of its
-    calls said, by its JSON."""
+    """What a head said. server: the socket's own address it came to. mark: the credential's fingerprint, b"" for none.
+    named: the decoded `Mcp-Name`. accepts: JSON, and an event stream. declared: what the `_meta` of its calls said, by
+    its JSON."""
 
     server: Any
     headers: Mapping[bytes, bytes]  # but the credential
-    length: int
     mark: bytes
     version: str
     named: str
@@ -64,7 +63,7 @@ class Head:
     declared: dict[bytes, Declared] = field(default_factory=dict[bytes, Declared])
 
 
-Taken = tuple[Call, RequestId, Head]
+Taken = tuple[Call, RequestId, Head, int]  # the size of its body
 
 
 class Shortcut:
@@ -93,25 +92,17 @@ class Shortcut:
         """Keep what the head of this call said, which has passed the whole gate, if it came in one piece with it."""
         headers, piece = request.headers, request.scope.get("extensions", {}).get(PIECE, b"")
         end = piece.find(b"\r\n\r\n") + 4
-        length = content_length(headers)
-        if (
-            not credential
-            or not piece.startswith(_LINE)
-            or end > HEAD_BYTES
-            or length > BODY_BYTES
-            or len(piece) != end + length
-            or not _UNFIT.isdisjoint(headers)
-        ):
+        told = _told_from_others(piece, end) if piece.startswith(_LINE) and end <= HEAD_BYTES else None
+        if told is None or len(piece) != end + told[1] or not _UNFIT.isdisjoint(headers):
             return
+        mark = fingerprint(credential) if credential else b""
         version, named = headers[b"mcp-protocol-version"].decode(), decoded(headers.get(b"mcp-name"))
         if version not in MODERN or named is None:
             return
         while len(self._heads) >= MOST:
             self._heads.pop(next(iter(self._heads)))
         said = {name: value for name, value in headers.items() if name != b"authorization"}
-        self._heads[sha256(piece[:end]).digest()] = Head(
-            request.scope.get("server"), said, length, fingerprint(credential), version, named, request.accepts
-        )
+        self._heads[told[0]] = Head(request.scope.get("server"), said, mark, version, named, request.accepts)
 
     def hold(self, size: int) -> bool:
         """See faces.connection.Shortcut. What waits counts as bytes in flight."""
@@ -133,10 +124,13 @@ class Shortcut:
         end = data.rfind(b"\r\n\r\n", 0, HEAD_BYTES) + 4  # from behind: a body seldom has an empty line, and is shorter
         if end < 4 or not data.startswith(_LINE):
             return None
-        head = self._heads.get(sha256(data[:end]).digest())
+        told = _told_from_others(data, end)
+        if told is None:
+            return None
+        name, size = told
+        head = self._heads.get(name)
         if head is None or head.server != server:
             return None
-        size = head.length
         if len(data) != end + size:
             return max(0, end + size - len(data)) or None
         principal = self._remembered(head.mark)
@@ -160,11 +154,11 @@ class Shortcut:
             request_id=request_id,
         )
         call.in_scope = False  # its task is the connection's to cancel
-        return call, request_id, head
+        return call, request_id, head, size
 
     async def answer(self, taken: Taken, line: Line) -> None:
         """See faces.connection.Shortcut."""
-        call, request_id, head = taken
+        call, request_id, head, size = taken
         line.hangup.task = line.task
         exchange = Exchange(line.send, line.answer, line.now())
         try:
@@ -174,8 +168,25 @@ class Shortcut:
         except BaseException as fault:  # noqa: BLE001 – the line logs it, and there is nobody else to tell
             line.broke(fault)
         finally:
-            self._budget.left += head.length
+            self._budget.left += size
             line.done()
+
+
+def _told_from_others(data: bytes, end: int) -> tuple[bytes, int] | None:
+    """The SHA-256 of the head that ends here, but for the length of the body, which differs from call to call; and that
+    length. None where it is not told in the usual way, or is of no body that could be taken here.
+
+    A line that begins so is the header and nothing else; were there another of the same name, it would be in the hash.
+    """
+    at = data.rfind(b"\r\nContent-Length: ", 0, end)
+    if at < 0 and (at := data.rfind(b"\r\ncontent-length: ", 0, end)) < 0:
+        return None
+    at += 18
+    after = data.find(b"\r", at, end)
+    digits = data[at:after]
+    if not digits.isdigit() or digits[0] == 48 or len(digits) > 5 or (size := int(digits)) > BODY_BYTES:
+        return None
+    return sha256(data[:at] + data[after:end]).digest(), size
 
 
 def _plain(raw: Any, head: Head, limits: JsonLimits) -> tuple[RequestId, dict[str, Any], Declared] | None:

@@ -26,6 +26,7 @@ from typing import Any
 from examples.demo.house import HouseError
 from tests.bench import systems
 from tests.bench.chart import chart
+from tests.bench.disk import commit_ms
 from tests.bench.load import Figures, NoCompilerError, compiled, measure
 from tests.bench.systems import PLACE, SkippedError, System, count_records, cpu_s, memory_mb, pin, stored_bytes
 from tests.bench.wire import EXPECTED
@@ -225,6 +226,11 @@ def report(result: Mapping[str, Any]) -> None:
     print("\nA healthy MCP server behind the broker, 8 callers:")
     for name, figures in result["zoo"].items():
         print(f"  {name:<8} p50 {figures.p50_ms:.2f} ms, p99 {figures.p99_ms:.2f} ms, {figures.bad} bad answers")
+    print(
+        "\nThe disk, one row committed by nobody else: p50 {:.2f} ms, p99 {:.2f} ms. A call waits for two.".format(
+            *result["disk"]
+        )
+    )
     print("\nLevels:")
     for said, reached, level in result["levels"]:
         print(f"  {said:<58}{reached:>10.2f}   level {level}")
@@ -273,6 +279,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="broker-bench-") as directory:
         try:
             bench = Bench(Path(directory))
+            disk = commit_ms(Path(directory))
             calls, catalogs = bench.calls(), bench.catalogs()
             zoo = beside_the_zoo(Path(directory), 1.0 if QUICK else 4.0)
         except (HouseError, NoCompilerError, TimeoutError, subprocess.SubprocessError) as fault:
@@ -284,6 +291,7 @@ def main() -> int:
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, CPython {platform.python_version()}",
         "calls": calls,
         "catalogs": catalogs,
+        "disk": disk,
         "zoo": {"alone": zoo[0], "beside": zoo[1]},
         "levels": levels(calls, catalogs) + zoo_level(*zoo),
         "skipped": bench.skipped,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -135,7 +136,7 @@ class Broker:
             where = Where(settings)
             context = Context(settings, directory, clock, where.base_url)
             nobody = local.principal(settings.stdio) if settings.testing.open else None
-            gatekeeper = Gatekeeper(authenticators(context), nobody=nobody)
+            gatekeeper = Gatekeeper(partial(authenticators, context), nobody=nobody)
             stack.push_async_callback(gatekeeper.aclose)
             shelf = Shelf(Catalog.empty())
             backends: dict[str, Backend] = {}

@@ -17,16 +17,13 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
-import httpx2
 import orjson
 import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker.errors import Problem, RecordUnavailable, SettingsError
 from broker.model.address import is_loopback_url
@@ -34,6 +31,9 @@ from broker.model.ledger import Heads
 from broker.ports import Clock, Store
 from broker.secrets import keep
 from broker.settings import Checkpoints
+
+if TYPE_CHECKING:  # late where they run: the first checkpoint is due long after the start
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 KEY_FILE = "broker.checkpoints.key"
 PUBLIC_FILE = "broker.checkpoints.pub"
@@ -76,6 +76,9 @@ def signer(given: str, directory: Path) -> Signer:
         return Signer(_key_of(given, "record.checkpoints.key"))
     path = directory / KEY_FILE
     if not path.exists():
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
         new = Ed25519PrivateKey.generate()
         pem = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         keep(path, new.private_bytes(*pem))
@@ -86,6 +89,10 @@ def signer(given: str, directory: Path) -> Signer:
 
 def _key_of(text: str, where: str) -> Ed25519PrivateKey:
     """Never says what the text is."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     try:
         if text.lstrip().startswith("-----BEGIN"):
             key = serialization.load_pem_private_key(text.encode(), None)
@@ -199,6 +206,8 @@ class Checkpointer:
 
     async def _post(self, line: bytes) -> str:
         """Why it was not taken; "" when it was."""
+        import httpx2
+
         try:
             async with httpx2.AsyncClient(trust_env=False, follow_redirects=False, timeout=POST_S) as client:
                 with anyio.fail_after(POST_S):

@@ -91,7 +91,7 @@ async def house_with(folder: Path, manifests: str, **keys: Any) -> AsyncGenerato
 
         async def run() -> None:
             async with application(broker) as app:
-                house.routes = app.routes
+                house.routes = (await app.beside()).routes
                 await web.serve(app, settings, lambda _: ready.set(), bound=bound, stop=stop)
 
         tasks.start_soon(run)

@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+import anyio
+from anyio import to_thread
+
 from broker.data import dataclass
 from broker.errors import Unauthenticated
 from broker.model.address import DOORS
@@ -53,8 +56,11 @@ class Gatekeeper:
     refused, as at the doors of reviewers always. A credential that is presented is judged either way.
     """
 
-    def __init__(self, authenticators: Sequence[Authenticator], *, nobody: Principal | None = None) -> None:
-        self._authenticators = tuple(authenticators)
+    def __init__(self, build: Callable[[], Sequence[Authenticator]], *, nobody: Principal | None = None) -> None:
+        """build: of `authenticators`, asked when the first credential comes; cryptography is no part of a start."""
+        self._build = build
+        self._authenticators: tuple[Authenticator, ...] = ()
+        self._building = anyio.Lock()
         self._nobody = nobody
         self.on_refused: Callable[[str, str], None] = lambda _reason, _issuer: None  # a stable word, a known issuer
 
@@ -81,7 +87,7 @@ class Gatekeeper:
                 reason="missing",
             )
         if len(credential) <= CREDENTIAL_CHARS and credential.isascii():
-            for authenticator in self._authenticators:
+            for authenticator in self._authenticators or await self._built():
                 principal = await authenticator.authenticate(credential)
                 if principal is not None:
                     if principal.endpoints and not principal.endpoints & DOORS[door]:
@@ -111,10 +117,16 @@ class Gatekeeper:
 
         Raises Unauthenticated or InsufficientScope when not; RecordUnavailable.
         """
-        for authenticator in self._authenticators:
+        for authenticator in self._authenticators or await self._built():
             if await authenticator.recheck(principal, since_ms):
                 return
         raise Unauthenticated("Nobody here vouches for this caller any more.", reason="revoked")
+
+    async def _built(self) -> tuple[Authenticator, ...]:
+        async with self._building:
+            if not self._authenticators:
+                self._authenticators = tuple(await to_thread.run_sync(self._build))
+        return self._authenticators
 
     async def aclose(self) -> None:
         for authenticator in self._authenticators:

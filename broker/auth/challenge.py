@@ -73,3 +73,10 @@ def challenge(
         "resource_metadata": resource_metadata,
     }
     return "Bearer " + ", ".join(f'{name}="{_UNQUOTABLE.sub("?", value)}"' for name, value in fields.items() if value)
+
+
+def at(base_url: str, path: str, *, error: str = "", description: str = "", scopes: Iterable[str] = ()) -> str:
+    """The challenge of an endpoint of this broker: `challenge`, with where this endpoint's metadata is."""
+    return challenge(
+        resource_metadata=metadata_url(base_url, path), scopes=scopes, error=error, description=description
+    )

@@ -35,9 +35,9 @@ class Memory:
         await self._keep_up()
         return self._found(key)
 
-    def at_once(self, key: bytes) -> Principal | None:
+    def at_once(self, mark: bytes) -> Principal | None:
         """The same as far as it can be said without reading anything; None also when something has to be read."""
-        return None if monotonic() - self._checked_at >= GENERATION_S else self._found(key)
+        return None if monotonic() - self._checked_at >= GENERATION_S else self._found(mark)
 
     def _found(self, key: bytes) -> Principal | None:
         found = self._entries.get(key)

@@ -11,7 +11,6 @@ from contextvars import ContextVar
 from typing import Any
 
 import anyio
-import httpx2
 
 from broker.data import dataclass
 from broker.errors import Broken, BrokerError, TimedOut, Unavailable
@@ -19,7 +18,7 @@ from broker.model.back import Back
 from broker.model.empty import NOTHING
 
 
-class Cut(httpx2.StreamError):
+class Cut(RuntimeError):
     """A request or its answer was cut off. error: what the caller is to be told."""
 
     def __init__(self, error: BrokerError) -> None:

@@ -37,7 +37,6 @@ from broker.backends.placement import (
 )
 from broker.backends.rejection import rejected
 from broker.backends.spec import Bytes, Seconds, Section, Tls
-from broker.backends.transport import quiet
 from broker.backends.upstream import USER_AGENT, Header, Lines, Response, Upstream
 from broker.data import dataclass
 from broker.errors import AnswerWithheld, BackendError, Broken, BrokerError, TimedOut, Unavailable
@@ -158,7 +157,6 @@ class HttpBackend:
         except OSError as error:  # ssl.SSLError is one
             self._become("down", f"its TLS files cannot be used: {error.strerror or 'not PEM'}")
             return
-        quiet()
         self._auth = outbound(self.name, self._spec.credential, self._context.secrets, tls)
         self._upstream = Upstream(
             f"Backend {self.name!r}",

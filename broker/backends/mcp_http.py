@@ -18,7 +18,7 @@ from broker.backends.credential import Outbound
 from broker.backends.decoding import ACCEPT_ENCODING, LARGE_BYTES, cut_lists, excerpt, is_json, media_type, strict_json
 from broker.backends.exchange import EXCHANGE, Cut, Exchange
 from broker.backends.rejection import rejected
-from broker.backends.transport import USER_AGENT, Wire
+from broker.backends.transport import USER_AGENT, Signed, Wire
 from broker.errors import BrokerError, Unavailable
 
 STANDING_S = 0.5
@@ -42,7 +42,7 @@ class McpClient(httpx2.AsyncClient):
     ) -> None:
         super().__init__(
             transport=wire,
-            auth=auth,
+            auth=None if auth is None else Signed(auth),
             headers={"User-Agent": USER_AGENT, "Accept-Encoding": ACCEPT_ENCODING},
             trust_env=False,
             follow_redirects=False,

@@ -14,18 +14,18 @@ import gc
 import math
 import signal
 import socket
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import orjson
 import structlog
 import uvicorn
+from anyio import to_thread
 from anyio.abc import TaskStatus
-from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute, Router
 
+from broker.data import dataclass
 from broker.faces import memory
 from broker.faces.connection import protocol_class
 from broker.faces.mcp.agents import AgentServer
@@ -34,10 +34,22 @@ from broker.faces.mcp.replies import CLOSE, JSON_HEADERS
 from broker.faces.mcp.request import RawHeaders, Receive, Scope, Send
 from broker.settings import Settings
 
+if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
+
 FORM_BYTES = 65_536
-GARBAGE = 20_000  # objects made and not yet gone before the collector looks
 
 log = structlog.get_logger("broker.web")
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What is served beside the agents' endpoints. on_drain: told when a shutdown begins, to end what would not end by
+    itself."""
+
+    app: Callable[[Scope, Receive, Send], Awaitable[None]]
+    routes: Sequence[BaseRoute] = ()
+    on_drain: Callable[[], None] = lambda: None
 
 
 class Web:
@@ -46,19 +58,18 @@ class Web:
     def __init__(
         self,
         agents: AgentServer,
-        routes: Sequence[BaseRoute],
+        beside: Callable[[], Beside],
         not_ready: Callable[[], Sequence[str]],
         version: str,
-        on_drain: Callable[[], None] = lambda: None,
         *,
         home: str = "",
     ) -> None:
         self._agents = agents
+        self._build = beside
+        self._beside: Beside | None = None
+        self._building = anyio.Lock()
         self._not_ready = not_ready
         self._version = version
-        self._on_drain = on_drain
-        self.routes = tuple(routes)
-        self._others = Router(routes, redirect_slashes=False, default=_not_found)
         self._plain: Mapping[bytes, Callable[[], tuple[int, Any]]] = {
             b"/": self._about,
             b"/healthz": lambda: (200, {"status": "alive"}),
@@ -91,7 +102,8 @@ class Web:
     async def drain(self, seconds: float) -> None:
         """Begin to shut down: `/readyz` turns red, nothing new is taken, streams end in good order."""
         self._draining = True
-        self._on_drain()
+        if self._beside is not None:
+            self._beside.on_drain()
         await self._agents.drain(seconds)
 
     def _about(self) -> tuple[int, Any]:
@@ -112,27 +124,37 @@ class Web:
         if b"transfer-encoding" in headers or content_length(headers) > FORM_BYTES:
             await _json(send, 413, {"error": f"at most {FORM_BYTES} bytes, with a Content-Length"}, [CLOSE])
             return
+        beside = self._beside or await self.beside()
+        from starlette.exceptions import HTTPException  # loaded by now: what is beside is made of it
+
         try:
-            await self._others(scope, receive, send)
+            await beside.app(scope, receive, send)
         except HTTPException as refusal:
             await _json(send, refusal.status_code, {"error": refusal.detail})
+
+    async def beside(self) -> Beside:
+        """What is served beside the agents' endpoints, built when it is first asked for."""
+        async with self._building:
+            if self._beside is None:
+                self._beside = await to_thread.run_sync(self._build)
+        return self._beside
 
 
 def build(
     agents: AgentServer,
     *,
-    routes: Sequence[BaseRoute] = (),
+    beside: Callable[[], Beside] = lambda: Beside(not_found),
     not_ready: Callable[[], Sequence[str]] = lambda: (),
     version: str = "",
-    on_drain: Callable[[], None] = lambda: None,
     home: str = "",
 ) -> Web:
-    """The ASGI root. routes: whatever else is served (OAuth, metadata); each brings its own identity checks.
+    """The ASGI root. beside: builds whatever else is served (OAuth, metadata), in a thread, when it is first asked for;
+    each brings its own identity checks.
 
-    not_ready: why calls cannot be served now, shown on `/readyz`; empty when they can. on_drain: told when a shutdown
-    begins, to end what would not end by itself. home: the path where people are sent who ask for `/`.
+    not_ready: why calls cannot be served now, shown on `/readyz`; empty when they can. home: the path where people are
+    sent who ask for `/`.
     """
-    return Web(agents, routes, not_ready, version, on_drain, home=home)
+    return Web(agents, beside, not_ready, version, home=home)
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -208,7 +230,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_ready()
-        _leave_what_stays()
+        gc.freeze()  # what the process has built to stay need not be looked at again: see also `broker.__main__`
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -220,16 +242,6 @@ class _Server(uvicorn.Server):
         if self.started:
             await self.shutdown([listening])
         listening.close()
-
-
-def _leave_what_stays() -> None:
-    """Keep the collector away from what the process has built to stay, and from looking after every few calls.
-
-    A call's objects go when their last reference does; what is left for the collector are rare cycles. By default it
-    looks at everything alive every few hundred calls, which costs a sixth of a call and most of the slowest ones.
-    """
-    gc.freeze()
-    gc.set_threshold(GARBAGE)
 
 
 async def _signals(server: _Server, leave: anyio.Event, *, task_status: TaskStatus[None]) -> None:
@@ -260,5 +272,5 @@ async def _json(send: Send, status: int, value: Any, headers: RawHeaders = ()) -
     await send({"type": "http.response.body", "body": body})
 
 
-async def _not_found(_scope: Scope, _receive: Receive, send: Send) -> None:
+async def not_found(_scope: Scope, _receive: Receive, send: Send) -> None:
     await _json(send, 404, {"error": "there is nothing here"})

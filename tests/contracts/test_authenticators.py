@@ -83,7 +83,7 @@ async def test_no_text_makes_it_stumble(name: str, world: World, text: str) -> N
 
 
 async def test_the_gatekeeper_asks_each_and_refuses_the_rest(world: World) -> None:
-    gatekeeper = Gatekeeper(authenticators(world.context))
+    gatekeeper = Gatekeeper(lambda: authenticators(world.context))
     for name in AUTHENTICATORS:
         if text := credential(name, world):
             assert (await gatekeeper.authenticate(text)).agent == "desk"
@@ -95,9 +95,9 @@ async def test_the_gatekeeper_asks_each_and_refuses_the_rest(world: World) -> No
 
 async def test_for_tests_alone_who_comes_without_a_credential_is_somebody(world: World) -> None:
     nobody = local_principal(world.settings.stdio)
-    gatekeeper = Gatekeeper(authenticators(world.context), nobody=nobody)
+    gatekeeper = Gatekeeper(lambda: authenticators(world.context), nobody=nobody)
     assert await gatekeeper.authenticate(None) is gatekeeper.remembered(b"") is nobody
-    assert Gatekeeper(authenticators(world.context)).remembered(b"") is None
+    assert Gatekeeper(lambda: authenticators(world.context)).remembered(b"") is None
     assert (await gatekeeper.authenticate(credential("jwt", world))).agent == "desk"
     for bad in ("", "opaque", "a.b.c.d.e"):
         with pytest.raises(Unauthenticated):
@@ -110,13 +110,13 @@ async def test_a_local_identity_stands_until_the_settings_take_its_scopes(world:
         return World(world.settings.model_validate(told), world.directory, world.clock)
 
     before = local_principal(with_scopes("a", "b").settings.stdio)
-    await Gatekeeper(authenticators(with_scopes("a", "b").context)).recheck(before)
+    await Gatekeeper(lambda: authenticators(with_scopes("a", "b").context)).recheck(before)
     with pytest.raises(InsufficientScope):
-        await Gatekeeper(authenticators(with_scopes("a").context)).recheck(before)
+        await Gatekeeper(lambda: authenticators(with_scopes("a").context)).recheck(before)
 
 
 async def test_a_caller_nobody_knows_any_more_may_not_go_on(world: World) -> None:
-    gatekeeper = Gatekeeper(authenticators(world.context))
+    gatekeeper = Gatekeeper(lambda: authenticators(world.context))
     text = credential("jwt", world)
     caller = await gatekeeper.authenticate(text)
     await gatekeeper.recheck(caller)
@@ -130,7 +130,7 @@ async def test_a_caller_nobody_knows_any_more_may_not_go_on(world: World) -> Non
 
 
 async def test_a_directory_that_cannot_be_read_lets_nobody_in(world: World) -> None:
-    gatekeeper = Gatekeeper(authenticators(world.context))
+    gatekeeper = Gatekeeper(lambda: authenticators(world.context))
     texts = [credential("jwt", world), credential("api_key", world)]
     world.directory.close()
     for text in texts:
@@ -141,7 +141,7 @@ async def test_a_directory_that_cannot_be_read_lets_nobody_in(world: World) -> N
 
 
 async def test_the_address_may_turn_out_later(world: World) -> None:
-    gatekeeper = Gatekeeper(authenticators(world.context))
+    gatekeeper = Gatekeeper(lambda: authenticators(world.context))
     client = world.directory.client("desk")
     assert client
     other = "http://127.0.0.1:40404"
@@ -159,7 +159,7 @@ async def test_the_address_may_turn_out_later(world: World) -> None:
 @pytest.mark.anyio
 async def test_the_open_door_of_tests_is_for_agents_and_never_for_reviewers() -> None:
     nobody = Principal(agent="local", issuer="settings", scopes=frozenset({"broker.review"}))
-    gatekeeper = Gatekeeper((), nobody=nobody)
+    gatekeeper = Gatekeeper(tuple, nobody=nobody)
     assert await gatekeeper.authenticate(None) is nobody
     with pytest.raises(Unauthenticated):
         await gatekeeper.authenticate(None, "api")

@@ -119,7 +119,7 @@ async def test_a_key_that_is_almost_right_is_unknown(world: World) -> None:
     flipped = text[:-1] + ("A" if text[-1] != "A" else "B")
     for wrong in (flipped, text[:-1], text + "A", text.upper(), text.replace("brk_", "brk_0"), "brk_", text + "\n"):
         with pytest.raises(Unauthenticated) as error:
-            await Gatekeeper([keys]).authenticate(wrong)
+            await Gatekeeper(lambda: [keys]).authenticate(wrong)
         assert text[17:] not in error.value.sentence
     assert await keys.authenticate(text)
 

@@ -108,7 +108,7 @@ def world(tmp_path: Path, issuer: ForeignIssuer) -> Any:
 async def accepted(judge: AccessTokens, token: str) -> Any:
     """The principal, or None when refused; anything else that is raised is a failure of the test."""
     try:
-        return await Gatekeeper([judge]).authenticate(token)
+        return await Gatekeeper(lambda: [judge]).authenticate(token)
     except Unauthenticated as error:
         assert len(token) < 20 or token not in error.sentence
         return None

@@ -120,12 +120,10 @@ HOLD = "call_id = (select call_id from hold order by call_id limit 1)"
 
 
 def columns(table: str) -> list[str]:
-    from sqlite_utils import Database
-
     from broker.stores.sqlite.schema import MIGRATIONS
 
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
-        MIGRATIONS.apply(Database(db))
+        MIGRATIONS.apply(db)
         return [row[1] for row in db.execute(f"pragma table_info({table})")]
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlite_utils import Database
 
 from broker.model.invocation import InvocationQuery
 from broker.stores.sqlite import rate as sliding
@@ -40,7 +39,7 @@ class Reference:
 @contextmanager
 def tables() -> Generator[sqlite3.Connection]:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
-        MIGRATIONS.apply(Database(db))
+        MIGRATIONS.apply(db)
         yield db
 
 

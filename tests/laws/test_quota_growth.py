@@ -11,7 +11,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlite_utils import Database
 
 from broker.stores.sqlite import quota, rate, sweep
 from broker.stores.sqlite.ledger import Ledger
@@ -29,7 +28,7 @@ WEEK = 7 * 86_400_000
 @pytest.fixture
 def tx(tmp_path: Path) -> Generator[Transaction]:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
-        MIGRATIONS.apply(Database(db))
+        MIGRATIONS.apply(db)
         yield Transaction(rows := Rows(db), Ledger(rows, "chain", lambda _: None), Seal(tmp_path / "key"), 1000)
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import sqlite_utils
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -107,7 +106,7 @@ class Quotas(RuleBasedStateMachine):
         self.db = connect(path)
         self.db.execute("pragma synchronous = off")
         self.db.row_factory = None
-        MIGRATIONS.apply(sqlite_utils.Database(self.db))
+        MIGRATIONS.apply(self.db)
         rows, seal = Rows(self.db), Seal(path.with_suffix(".key"))
         self.tx = Transaction(rows, Ledger(rows, "chain", lambda _: None), seal, 1000)
         self.now = NOW // WINDOW * WINDOW

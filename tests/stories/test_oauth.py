@@ -76,7 +76,7 @@ async def house_in(folder: Path, **settings: Any) -> AsyncGenerator[House]:
     told = Settings.model_validate(settings)
     clock = MovableClock()
     directory = SqliteDirectory.open(folder / "broker.db", clock=clock)
-    gatekeeper = Gatekeeper(authenticators(Context(told, directory, clock, lambda: url)))
+    gatekeeper = Gatekeeper(lambda: authenticators(Context(told, directory, clock, lambda: url)))
 
     async def whoami(request: Request) -> Response:
         base = as_called(url, request.headers["host"])

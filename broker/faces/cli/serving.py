@@ -6,39 +6,29 @@ What must not live here: how requests are served (faces), what is opened and clo
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 import structlog
-from anyio import to_thread
 
 from broker import __version__
 from broker.assembly import Broker
-from broker.auth import challenge, local, metadata
-from broker.authserver import console_sign_in, routes, unsafe
+from broker.auth import challenge, local
+from broker.authserver import unsafe
 from broker.errors import ConfigurationError, Problem, SettingsError
 from broker.faces import web
-from broker.faces.api.routes import Api
 from broker.faces.cli.house import SETTINGS_FILE, unset
 from broker.faces.cli.output import stamp, styled, tell
 from broker.faces.cli.sums import Sums
-from broker.faces.console.site import Console
-from broker.faces.console.visit import Verified
 from broker.faces.mcp.agents import AgentServer
-from broker.faces.metrics import Metrics
-from broker.faces.office import Office
 from broker.faces.text import safe
 from broker.faces.words import count, span
-from broker.model.address import as_called
 from broker.model.invocation import InvocationQuery
 
 if TYPE_CHECKING:
     import socket
-
-    from starlette.routing import Route
 
     from broker.model.principal import Principal
     from broker.settings import Settings
@@ -47,7 +37,6 @@ INSTRUCTIONS = (
     "Every tool here is governed: a call may be refused, throttled, or held for a person's decision. Each refusal says "
     "why, whether anything was done, and what to do next; do not repeat a call that says not to."
 )
-_VERIFYING = anyio.CapacityLimiter(1)
 
 log = structlog.get_logger("broker.serve")
 
@@ -80,15 +69,25 @@ async def over_stdio(settings: Settings) -> None:
 @asynccontextmanager
 async def application(broker: Broker) -> AsyncGenerator[web.Web]:
     """Every face this broker has over HTTP, ready to be served where `broker.where` says."""
-    async with _faced(broker) as agents, _console(broker) as console:
+    async with _faced(broker) as agents, AsyncExitStack() as stack:
+
+        def beside() -> web.Beside:
+            from broker.faces.cli.beside import beside  # late: its libraries are a third of a start and of the memory
+
+            return beside(broker, stack)
+
         yield web.build(
             agents,
-            routes=[*(console.routes() if console else ()), *_routes(broker)],
+            beside=beside,
             not_ready=lambda: broker.not_ready,
             version=__version__,
-            on_drain=console.close if console else lambda: None,
-            home="/console" if console else "",
+            home="/console" if has_console(broker.settings) else "",
         )
+
+
+def has_console(settings: Settings) -> bool:
+    """Whether anybody can sign in: an issuer is named for it, or the embedded one is not turned off."""
+    return settings.auth.embedded.enabled or settings.console.issuer in [one.issuer for one in settings.auth.issuers]
 
 
 @asynccontextmanager
@@ -111,7 +110,7 @@ async def _faced(broker: Broker) -> AsyncGenerator[AgentServer]:
         broker.settings,
         version=__version__,
         instructions=INSTRUCTIONS,
-        challenge=_challenge,
+        challenge=challenge.at,
         base_url=broker.where.base_url,
         clock=broker.clock,
         on_refused=turned_away,
@@ -138,98 +137,6 @@ async def _faced(broker: Broker) -> AsyncGenerator[AgentServer]:
 def _state_keys(broker: Broker) -> list[bytes]:
     """What `requestState` is sealed with: the keys of the settings, or one of the database's."""
     return [key.encode() for key in broker.settings.request_state_keys] or [broker.store.secret("requestState")]
-
-
-def _routes(broker: Broker) -> list[Route]:
-    """What is served beside the agents' endpoints: whose tokens are taken, and the embedded authorization server."""
-
-    def scopes() -> frozenset[str]:
-        return broker.shelf.current.all_scopes
-
-    office = office_of(broker)
-    api = Api(
-        office,
-        bearer=challenge.bearer,
-        challenge=_challenge,
-        called=lambda host: as_called(broker.where.base_url(), host),
-        version=__version__,
-    )
-    metrics = Metrics(
-        office,
-        broker.pipeline.tally,
-        not_ready=lambda: broker.not_ready,
-        unrecorded=lambda: broker.pipeline.unrecorded,
-        problems=lambda: broker.reconciler.problems,
-        bearer=challenge.bearer,
-    )
-    return [
-        *api.routes(),
-        *metrics.routes(),
-        *metadata.routes(broker.settings, scopes, broker.where.base_url),
-        *routes(
-            broker.settings, broker.directory, scopes, broker.store.note, broker.where.base_url, clock=broker.clock
-        ),
-    ]
-
-
-@asynccontextmanager
-async def _console(broker: Broker) -> AsyncGenerator[Console | None]:
-    """None when nobody can sign in: no issuer is named for it, and the embedded one is turned off."""
-    settings = broker.settings
-    external = next((one for one in settings.auth.issuers if one.issuer == settings.console.issuer), None)
-    async with AsyncExitStack() as stack:
-        if external is not None:
-            from broker.auth.sign_in import IssuerSignIn  # late: few brokers need it, and an HTTP client with it
-
-            issuer = IssuerSignIn(settings.console, external, clock=broker.clock, base_url=broker.where.base_url)
-            stack.push_async_callback(issuer.aclose)
-        else:
-            issuer = console_sign_in(
-                settings,
-                broker.directory,
-                lambda: broker.shelf.current.all_scopes,
-                broker.store.note,
-                broker.where.base_url,
-                clock=broker.clock,
-            )
-        if issuer is None:
-            yield None
-        else:
-            yield Console(office_of(broker), issuer, verify=partial(_verify, broker), base_url=broker.where.base_url())
-
-
-async def _verify(broker: Broker) -> Verified:
-    """Walk through the whole record, in a thread, one walk at a time."""
-    path = broker.settings.directory / broker.settings.database
-    from broker import verifier  # when it is asked for: it is none of the way to the first answer
-
-    found = await to_thread.run_sync(verifier.verify, path, limiter=_VERIFYING)
-    told = f"{found.entries} entries in {count(found.chains, 'chain')}, {found.records} records agree with them."
-    if found.fault is not None:
-        where = f"Chain {found.fault.chain}, entry {found.fault.seq}: " if found.fault.chain else ""
-        told = f"{where}{found.fault.what}"
-    return Verified(found.ok, told, found.limits, broker.clock.now_ms())
-
-
-def office_of(broker: Broker) -> Office:
-    return Office(
-        settings=broker.settings,
-        store=broker.store,
-        desk=broker.desk,
-        granting=broker.grants,
-        shelf=broker.shelf,
-        backends=broker.backends,
-        clock=broker.clock,
-        authenticate=broker.gatekeeper.authenticate,
-        directory=broker.directory,
-        perform=broker.pipeline.perform,
-    )
-
-
-def _challenge(base_url: str, path: str, *, error: str = "", description: str = "", scopes: Iterable[str] = ()) -> str:
-    return challenge.challenge(
-        resource_metadata=challenge.metadata_url(base_url, path), scopes=scopes, error=error, description=description
-    )
 
 
 async def _reload_on_hangup(broker: Broker) -> None:

@@ -20,10 +20,9 @@ from functools import lru_cache
 from pathlib import Path
 from time import monotonic, sleep
 
-from sqlite_utils import Database, Migrations
-
 from broker.errors import RecordUnavailable
 from broker.model.principal import person
+from broker.stores.sqlite.migrations import Migrations
 
 BUSY_S = 5.0  # how long a statement waits for another connection's lock
 MIGRATE_S = 30.0  # how long a start waits for another process that migrates
@@ -195,25 +194,14 @@ def _let_shrink(path: Path) -> None:
 
 
 def _apply(path: Path, connection: sqlite3.Connection, migrations: tuple[Migrations, ...]) -> None:
-    database = Database(connection)
     for migration in migrations:
-        newer = {applied.name for applied in migration.applied(database)} - _names(migration)
+        newer = migration.unknown(connection)
         if newer:
             raise RecordUnavailable(
                 f"The database {path} was changed by a newer broker ({migration.name}: {', '.join(sorted(newer))}).",
                 next_step="Use that broker's version or a later one.",
             )
-        if migration.pending(database):
-            migration.apply(database)
-
-
-def _names(migration: Migrations) -> set[str]:
-    """All names a set declares: what is pending on a database without any table."""
-    empty = Database(memory=True)
-    try:
-        return {declared.name for declared in migration.pending(empty)}
-    finally:
-        empty.close()
+        migration.apply(connection)
 
 
 @contextmanager

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import orjson
-from sqlite_utils import Database, Migrations
 
 from broker.errors import Conflict
 from broker.model.directory import Account, ApiKey, Client, Grant, SigningKey
 from broker.model.principal import person
+from broker.stores.sqlite.migrations import Migrations
 
 DYNAMIC_CLIENTS = 1000
 REVOKED_MS = 400 * 86_400_000  # a call may be held for a year, and must not run for a grant revoked meanwhile
@@ -56,11 +56,11 @@ create table signing_keys (
 """
 
 
-@MIGRATIONS()
-def tables(database: Database) -> None:
+@MIGRATIONS
+def tables(db: sqlite3.Connection) -> None:
     for statement in SCHEMA.split(";\n"):
         if statement.strip():
-            database.conn.execute(statement)
+            db.execute(statement)
 
 
 def one(db: sqlite3.Connection, read: Callable[[sqlite3.Row], T], sql: str, *values: Any) -> T | None:

@@ -7,10 +7,11 @@ Why it looks as it does: rows are narrow and appended, because two commits of a 
 
 from __future__ import annotations
 
-from sqlite_utils import Database, Migrations
+import sqlite3
 
 from broker.stores.sqlite import digest, grant, reminder, spent
 from broker.stores.sqlite.follow import TABLES as FOLLOWERS
+from broker.stores.sqlite.migrations import Migrations
 
 MIGRATIONS = Migrations("store")
 
@@ -169,16 +170,16 @@ _HOLD_TERMS = (
 )
 
 
-@MIGRATIONS()
-def tables(database: Database) -> None:
+@MIGRATIONS
+def tables(db: sqlite3.Connection) -> None:
     for statement in _TABLES:
-        database.conn.execute(statement)
+        db.execute(statement)
 
 
-@MIGRATIONS()
-def idempotency(database: Database) -> None:
+@MIGRATIONS
+def idempotency(db: sqlite3.Connection) -> None:
     for statement in _IDEMPOTENCY:
-        database.conn.execute(statement)
+        db.execute(statement)
 
 
 # until_ms: of a key that a tool derives, when it stands for its call no longer; 0: of a client's key, by its age.
@@ -200,28 +201,28 @@ _BREAKERS = (
 )
 
 
-@MIGRATIONS()
-def breakers(database: Database) -> None:
+@MIGRATIONS
+def breakers(db: sqlite3.Connection) -> None:
     for statement in _BREAKERS:
-        database.conn.execute(statement)
+        db.execute(statement)
 
 
-@MIGRATIONS()
-def held_lately(database: Database) -> None:
+@MIGRATIONS
+def held_lately(db: sqlite3.Connection) -> None:
     """What people look at all the time: of one tenant, what was held, by its last change."""
-    database.conn.execute("create index invocation_held on invocation (tenant, changed_at_ms) where held = 1")
+    db.execute("create index invocation_held on invocation (tenant, changed_at_ms) where held = 1")
 
 
-@MIGRATIONS()
-def hold_terms(database: Database) -> None:
+@MIGRATIONS
+def hold_terms(db: sqlite3.Connection) -> None:
     for statement in _HOLD_TERMS:
-        database.conn.execute(statement)
+        db.execute(statement)
 
 
-@MIGRATIONS()
-def digests(database: Database) -> None:
+@MIGRATIONS
+def digests(db: sqlite3.Connection) -> None:
     for statement in digest.TABLES:
-        database.conn.execute(statement)
+        db.execute(statement)
 
 
 # By which keyed digests a call can be found: 16 bytes of each. A deleted payload takes them along.
@@ -236,66 +237,62 @@ _MACS = (
 )
 
 
-@MIGRATIONS()
-def payloads(database: Database) -> None:
+@MIGRATIONS
+def payloads(db: sqlite3.Connection) -> None:
     for statement in _MACS:
-        database.conn.execute(statement)
+        db.execute(statement)
 
 
-@MIGRATIONS()
-def spent_states(database: Database) -> None:
+@MIGRATIONS
+def spent_states(db: sqlite3.Connection) -> None:
     for statement in spent.TABLE:
-        database.conn.execute(statement)
+        db.execute(statement)
 
 
-@MIGRATIONS()
-def derived_keys(database: Database) -> None:
+@MIGRATIONS
+def derived_keys(db: sqlite3.Connection) -> None:
     for statement in _DERIVED_KEYS:
-        database.conn.execute(statement)
+        db.execute(statement)
 
 
-@MIGRATIONS()
-def followers(database: Database) -> None:
+@MIGRATIONS
+def followers(db: sqlite3.Connection) -> None:
     for statement in FOLLOWERS:
-        database.conn.execute(statement)
+        db.execute(statement)
 
 
-@MIGRATIONS()
-def free_places(database: Database) -> None:
+@MIGRATIONS
+def free_places(db: sqlite3.Connection) -> None:
     """Concurrency counters that nobody holds a place of, by their last use: they go, too."""
-    database.conn.execute(
-        "create index quota_free on quota_counter (touched_at_ms) where kind = 'concurrency' and reserved = 0"
-    )
+    db.execute("create index quota_free on quota_counter (touched_at_ms) where kind = 'concurrency' and reserved = 0")
 
 
-@MIGRATIONS()
-def standing_grants(database: Database) -> None:
-    database.conn.execute(grant.TABLE)
-    database.conn.execute(grant.INDEX)
+@MIGRATIONS
+def standing_grants(db: sqlite3.Connection) -> None:
+    db.execute(grant.TABLE)
+    db.execute(grant.INDEX)
 
 
-@MIGRATIONS()
-def earlier_decisions(database: Database) -> None:
+@MIGRATIONS
+def earlier_decisions(db: sqlite3.Connection) -> None:
     """What people decided on calls of one tool that one rule held, the last first, however many there are of others."""
-    database.conn.execute(
-        "create index invocation_judged on invocation (tenant, tool, rule, changed_at_ms, state) where held = 1"
-    )
+    db.execute("create index invocation_judged on invocation (tenant, tool, rule, changed_at_ms, state) where held = 1")
 
 
-@MIGRATIONS()
-def digest_of_persons(database: Database) -> None:
-    digest.add_persons(database.conn)
+@MIGRATIONS
+def digest_of_persons(db: sqlite3.Connection) -> None:
+    digest.add_persons(db)
 
 
-@MIGRATIONS()
-def reminders(database: Database) -> None:
-    database.conn.execute(reminder.TABLE)
+@MIGRATIONS
+def reminders(db: sqlite3.Connection) -> None:
+    db.execute(reminder.TABLE)
 
 
-@MIGRATIONS()
-def changes_by_part(database: Database) -> None:
+@MIGRATIONS
+def changes_by_part(db: sqlite3.Connection) -> None:
     """What reviewers changed, by itself, so that tidying does not walk through all arguments that are kept."""
-    database.conn.execute("create index payload_changes on payload (call_id) where part = 'changes'")
+    db.execute("create index payload_changes on payload (call_id) where part = 'changes'")
 
 
 # `in (…)` of more than two makes a table at each change of a row, which cost more than the change did.
@@ -308,7 +305,7 @@ _CONDITIONS = (
 )
 
 
-@MIGRATIONS()
-def conditions_spelt_out(database: Database) -> None:
+@MIGRATIONS
+def conditions_spelt_out(db: sqlite3.Connection) -> None:
     for statement in _CONDITIONS:
-        database.conn.execute(statement)
+        db.execute(statement)

@@ -11,13 +11,12 @@ from __future__ import annotations
 import hmac
 from pathlib import Path
 from secrets import token_bytes
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from typing import TYPE_CHECKING
 
 from broker.secrets import keep
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
@@ -33,14 +32,13 @@ class Seal:
     def __init__(self, path: Path, given: bytes = b"") -> None:
         self._path = path
         self._key = given
-        self._cipher = AESGCM(given) if given else None
+        self._cipher: AESGCM | None = None
         self._mac_key = b""
 
     def mac(self, name: bytes, value: bytes) -> bytes:
         """A keyed digest of 32 bytes (HMAC-SHA256 under a key derived from this one). Raises OSError."""
         if not self._mac_key:
-            self._open(make=True)
-            self._mac_key = hmac.digest(self._key, b"broker.argument.1", "sha256")
+            self._mac_key = hmac.digest(self._known(make=True), b"broker.argument.1", "sha256")
         return hmac.digest(self._mac_key, name + b"\n" + value, "sha256")
 
     def close(self, call_id: str, part: str, clear: bytes) -> bytes:
@@ -50,6 +48,8 @@ class Seal:
 
     def open(self, call_id: str, part: str, sealed: bytes) -> bytes:
         """Raises SealBroken."""
+        from cryptography.exceptions import InvalidTag  # late, as in `_open`
+
         try:
             cipher = self._open(make=False)
             return cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], _bound_to(call_id, part))
@@ -60,16 +60,22 @@ class Seal:
 
     def derived(self, purpose: str) -> bytes:
         """32 further secret bytes, the same in every process (HKDF, RFC 5869). Raises OSError as `close` does."""
-        self._open(make=True)
-        return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=purpose.encode()).derive(self._key)
+        extracted = hmac.digest(bytes(KEY_BYTES), self._known(make=True), "sha256")
+        return hmac.digest(extracted, purpose.encode() + b"\x01", "sha256")  # one block: as many bytes as are asked for
 
     def _open(self, *, make: bool) -> AESGCM:
         if self._cipher is None:
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # late: no start needs it
+
+            self._cipher = AESGCM(self._known(make=make))
+        return self._cipher
+
+    def _known(self, *, make: bool) -> bytes:
+        if not self._key:
             if make and not self._path.exists():
                 keep(self._path, token_bytes(KEY_BYTES))
             self._key = self._read()
-            self._cipher = AESGCM(self._key)
-        return self._cipher
+        return self._key
 
     def _read(self) -> bytes:
         key = self._path.read_bytes()

@@ -6,6 +6,7 @@ What must not live here: secrets. A new source (a vault, a keyring) is one more 
 
 from __future__ import annotations
 
+import hmac
 import os
 import re
 import stat
@@ -100,3 +101,9 @@ _SOURCES: Mapping[str, Callable[[Mapping[str, str], Path, str, str], str]] = {
     "env": _from_environment,
     "file": _from_file,
 }
+
+
+def derived(key: bytes, purpose: bytes) -> bytes:
+    """32 secret bytes of their own for this purpose: HKDF with SHA-256 and no salt (RFC 5869), of which that is one
+    block."""
+    return hmac.digest(hmac.digest(bytes(32), key, "sha256"), purpose + b"\x01", "sha256")

@@ -21,6 +21,7 @@ LATER = {
     "argon2": "the embedded issuer",
     "joserfc": "tokens",
     "cryptography": "tokens, sealed payloads, checkpoints",
+    "httpx2": "clients of libraries",
     "rich": "tables of commands",
     "mcp_types": "the SDK",
     "pygments": "rich",

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from broker.secrets import Secrets
+from broker.secrets import Secrets, derived
 
 
 def test_a_reference_is_replaced_wherever_it_stands(tmp_path: Path) -> None:
@@ -52,3 +54,9 @@ def test_what_cannot_be_read_is_told_by_reference_only(tmp_path: Path, reference
         Secrets(tmp_path, {"EMPTY": "", "OTHER": "canary"}).resolve(f"Bearer {reference}")
     assert "canary" not in str(error.value)
     assert reference in str(error.value)
+
+
+@pytest.mark.parametrize("key", [b"k" * 32, b"a longer key than that of a block of the hash" * 3])
+def test_a_derived_key_is_that_of_rfc_5869(key: bytes) -> None:
+    library = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"purpose")
+    assert derived(key, b"purpose") == library.derive(key)

@@ -8,13 +8,14 @@ from __future__ import annotations
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Sequence
 from secrets import token_bytes
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from broker.secrets import derived
+
+if TYPE_CHECKING:  # late where they run: no start needs them
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 NONCE_BYTES = 12
 
@@ -46,6 +47,8 @@ class Seal:
             return None
         if urlsafe_b64encode(raw).decode() != sealed:  # Python decodes what is no base64 in part, and skips the rest
             return None
+        from cryptography.exceptions import InvalidTag
+
         for cipher in self._ring() if len(raw) > NONCE_BYTES else ():
             try:
                 return orjson.loads(
@@ -57,8 +60,7 @@ class Seal:
 
     def _ring(self) -> tuple[AESGCM, ...]:
         if not self._ciphers:
-            keys = (
-                HKDF(algorithm=SHA256(), length=32, salt=None, info=self._purpose).derive(key) for key in self._keys()
-            )
-            self._ciphers = tuple(AESGCM(key) for key in keys)
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+            self._ciphers = tuple(AESGCM(derived(key, self._purpose)) for key in self._keys())
         return self._ciphers

@@ -13,7 +13,7 @@ from pathlib import Path
 from secrets import token_bytes
 from typing import TYPE_CHECKING
 
-from broker.secrets import keep
+from broker.secrets import derived, keep
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -60,8 +60,7 @@ class Seal:
 
     def derived(self, purpose: str) -> bytes:
         """32 further secret bytes, the same in every process (HKDF, RFC 5869). Raises OSError as `close` does."""
-        extracted = hmac.digest(bytes(KEY_BYTES), self._known(make=True), "sha256")
-        return hmac.digest(extracted, purpose.encode() + b"\x01", "sha256")  # one block: as many bytes as are asked for
+        return derived(self._known(make=True), purpose.encode())
 
     def _open(self, *, make: bool) -> AESGCM:
         if self._cipher is None:

@@ -1,9 +1,8 @@
-"""CEL behind two verbs, compile and met, so that the engine can be replaced in one file.
+"""CEL behind two verbs, compile and met.
 
 Variables: `args` (map), `caller.agent|user|tenant` (text), `caller.scopes|groups` (list of texts),
 `tool.name|version|owner|effect|backend` (text), `now` (timestamp). They are declared as dotted names, so a field that
-does not exist is an error at load. The engine type-checks, uses RE2 and limits recursion and iteration; what is left
-for us is the length of a source, and never to trust an evaluation: the engine returns errors as values.
+does not exist is an error at load. The engine (engine.py) is asked for what is more than a comparison.
 
 Which arguments a source names is found by our own tokens, because the engine does not show its syntax tree. Where the
 tokens are unsure they say "everything" (`whole`), which only makes judgement later, never wrong.
@@ -15,36 +14,18 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
-
-from cel_expr_python import cel  # pyright: ignore[reportMissingTypeStubs] – ships a .pyi for the module only
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from broker.data import dataclass
-from broker.document import did_you_mean
 from broker.model.principal import Principal
+
+if TYPE_CHECKING:  # late where it runs: see `_compiled`
+    from broker.policies.engine import Activation, Compiled, Result
 
 MAX_SOURCE = 2048
 
-_TEXT, _TEXTS = cel.Type.STRING, cel.Type.List(cel.Type.STRING)
-VARIABLES: Mapping[str, cel.Type] = {
-    "args": cel.Type.Map(cel.Type.STRING, cel.Type.DYN),
-    "caller.agent": _TEXT,
-    "caller.user": _TEXT,
-    "caller.tenant": _TEXT,
-    "caller.scopes": _TEXTS,
-    "caller.groups": _TEXTS,
-    "tool.name": _TEXT,
-    "tool.version": _TEXT,
-    "tool.owner": _TEXT,
-    "tool.effect": _TEXT,
-    "tool.backend": _TEXT,
-    "now": cel.Type.TIMESTAMP,
-}
-_ENVIRONMENT = cel.NewEnv(variables=VARIABLES)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-_BOOL = cel.Type.BOOL
-_NUMBERS = {cel.Type.INT.name(): int, cel.Type.UINT.name(): int, cel.Type.DOUBLE.name(): float, _TEXT.name(): str}
 
 _TOKEN = re.compile(
     r"""(?P<space>\s+|//[^\n]*)
@@ -79,24 +60,19 @@ class Expression:
 
     source: str
     references: References
-    _compiled: cel.Expression
+    _compiled: Callable[[], Compiled]
     _plain: tuple[str, Callable[[int, int], bool], int] | None = None  # the argument, the comparison, the number
 
     @classmethod
-    def compile(cls, source: str, *, result: Literal["condition", "amount"] = "condition") -> Expression:
+    def compile(cls, source: str, *, result: Result = "condition") -> Expression:
         """Raises ValueError with one sentence: too long, not valid CEL, an unknown name, a result of another type."""
         if len(source.encode()) > MAX_SOURCE:
             raise ValueError(f"an expression has at most {MAX_SOURCE} bytes")
-        try:
-            compiled = _ENVIRONMENT.compile(source)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(_told(str(error))) from None
-        kind = compiled.return_type().name()
-        if result == "condition" and kind != _BOOL.name():
-            raise ValueError(f"a condition must be true or false, this one gives {kind.lower()}{_hint(kind)}")
-        if result == "amount" and kind not in (*_NUMBERS, cel.Type.DYN.name()):
-            raise ValueError(f"an amount must be a number or a decimal in quotes, this one gives {kind.lower()}")
-        return cls(source, _references(source), compiled, _comparison(source))
+        compiled = cache(partial(_compiled, source, result))
+        plain = _comparison(source)
+        if result != "condition" or (plain is None and source != "true"):
+            compiled()
+        return cls(source, _references(source), compiled, plain)
 
     def plainly(self, arguments: Mapping[str, Any]) -> bool | None:
         """What `met` would say, where it can be said without the engine; None: ask that.
@@ -114,36 +90,39 @@ class Expression:
         """True or false; None when it cannot be said (a missing or mistyped value, the budget)."""
         if self.source == "true":  # the rule that catches the rest
             return True
-        try:
-            value = self._compiled.eval(facts)
-            return value.value() if value.type() == _BOOL else None
-        except (RuntimeError, ValueError, TypeError):  # the engine's words for budget and for values it cannot hold
-            return None
+        return self._compiled().met(facts)
 
     def amount(self, facts: Facts) -> int | float | str | None:
         """The number, or the text of one; None when it cannot be said."""
-        try:
-            value = self._compiled.eval(facts)
-            kind = _NUMBERS.get(value.type().name())
-            return kind(value.value()) if kind else None
-        except (RuntimeError, ValueError, TypeError):  # as in `met`
-            return None
+        return self._compiled().amount(facts)
+
+
+def _compiled(source: str, result: Result) -> Compiled:
+    """Raises ValueError as `Expression.compile`. Late: the engine and its library are a tenth of a small broker, and
+    most rules compare one argument with a whole number, which anybody can do."""
+    from broker.policies import engine
+
+    return engine.compiled(source, result)
 
 
 _COMPARISON = re.compile(r"\s*args\.([A-Za-z_][A-Za-z0-9_]*)\s*(==|!=|<=|>=|<|>)\s*(-?[0-9]{1,18})\s*", re.ASCII)
 _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
+_RESERVED = frozenset({
+    "as", "break", "const", "continue", "else", "false", "for", "function", "if", "import", "in", "let", "loop",
+    "namespace", "null", "package", "return", "true", "var", "void", "while",
+})  # fmt: skip
 LEAST, GREATEST = -(2**63), 2**63 - 1
 
 
 def _comparison(source: str) -> tuple[str, Callable[[int, int], bool], int] | None:
-    """`args.amount <= 50` in its parts, None for any other source. It has compiled, so the name is no word of CEL's."""
+    """`args.amount <= 50` in its parts, None for any other source. The engine would compile it, to a condition."""
     found = _COMPARISON.fullmatch(source)
-    return None if found is None else (found[1], _COMPARE[found[2]], int(found[3]))
+    return None if found is None or found[1] in _RESERVED else (found[1], _COMPARE[found[2]], int(found[3]))
 
 
-Facts = cel.Activation
+Facts: TypeAlias = "Activation"
 """What expressions are evaluated against; made by `facts`, good for any number of expressions of one call."""
 
 
@@ -168,31 +147,9 @@ def facts(
         data["caller.groups"] = list(caller.groups)
     if "now" in variables:
         data["now"] = _EPOCH + timedelta(milliseconds=now_ms)
-    try:
-        return _ENVIRONMENT.Activation(data)
-    except (RuntimeError, ValueError, TypeError, OverflowError):  # values the engine cannot hold
-        return _ENVIRONMENT.Activation({})  # whatever names a variable cannot be evaluated then
+    from broker.policies import engine  # late, as in `_compiled`
 
-
-def _hint(kind: str) -> str:
-    return "; compare it with something, such as `args.x == true`" if kind == cel.Type.DYN.name() else ""
-
-
-def _told(message: str) -> str:
-    """The engine's first complaint as one sentence, with the nearest variable for an unknown one."""
-    if "recursion" in message:
-        return "the expression is nested too deeply; split it into several rules"
-    if (found := re.search(r"ERROR: <input>:(-?\d+):(-?\d+): (.*)", message)) is None:
-        return message.splitlines()[0][:200]
-    said = found[3]
-    place = f" (line {found[1]}, character {found[2]})" if found[1] != "-1" else ""
-    if unknown := re.match(r"undeclared reference to '([^']+)'", said):
-        return f"unknown name {unknown[1]!r}{place}{did_you_mean(unknown[1], VARIABLES)}"
-    if "'<EOF>'" in said:
-        return f"Syntax error: the expression ends too early{place}"
-    said = said.split(" expecting {")[0]  # what could stand there instead is a list of the whole grammar
-    hint = "; write whole numbers as 2.0 beside decimals" if "(int, double)" in said or "(double, int)" in said else ""
-    return f"{said.split(' (in container')[0]}{place}{hint}"
+    return engine.activation(data)
 
 
 # ---------------------------------------------------------------------------------------------------- what it refers to

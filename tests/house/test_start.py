@@ -22,6 +22,8 @@ LATER = {
     "joserfc": "tokens",
     "cryptography": "tokens, sealed payloads, checkpoints",
     "httpx2": "clients of libraries",
+    "cel_expr_python": "rules that are more than a comparison",
+    "google": "its library",
     "rich": "tables of commands",
     "mcp_types": "the SDK",
     "pygments": "rich",

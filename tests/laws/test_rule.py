@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.model.principal import Principal
+from broker.policies import engine
 from broker.policies.expression import Expression, facts
 from broker.policies.rule import PolicySpec, Rules, bind, compile_policy
 
@@ -289,3 +290,24 @@ def test_what_is_said_without_the_engine_is_what_the_engine_says(
     engine = when.met(facts(when.references.variables, TOOL, BOT, arguments, NIGHT))
     assert plainly in (None, engine)
     assert (plainly is not None) == (there and type(value) is int and -(2**63) <= value < 2**63)
+
+
+WORDS = (
+    "a", "n_1", "_", "int", "has", "args", "true", "false", "null", "in", "as", "break", "const", "continue",
+    "else", "for", "function", "if", "import", "let", "loop", "package", "namespace", "return", "var", "void",
+    "while", "type", "self", "and", "not", "or", "is", "each", "map", "size", "this", "default", "switch",
+    "case", "do", "new", "enum", "message",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("number", ["0", "-1", "007", "999999999999999999"])
+def test_what_is_compiled_without_the_engine_is_what_the_engine_compiles(word: str, number: str) -> None:
+    source = f" args.{word} >= {number}"
+    try:
+        engine.compiled(source, "condition")
+    except ValueError:
+        with pytest.raises(ValueError, match=r"."):
+            Expression.compile(source)
+    else:
+        Expression.compile(source)

@@ -36,13 +36,6 @@ class Look(NamedTuple):
 
     def state(self, one: Charge) -> QuotaState:
         """As it is after the charge; as it is when it does not fit."""
-        return QuotaState(
-            quota=one.quota,
-            bucket=one.bucket,
-            kind=one.kind,
-            limit=one.limit,
-            left=max(0, self.left - one.amount if self.fits else self.left),
-            unit=one.unit,
-            retry_after_ms=0 if self.fits else self.retry_after_ms,
-            resets_at_ms=self.resets_at_ms,
-        )
+        left, retry_ms = (self.left - one.amount, 0) if self.fits else (self.left, self.retry_after_ms)
+        left = left if left > 0 else 0
+        return QuotaState(one.quota, one.bucket, one.kind, one.limit, left, one.unit, retry_ms, self.resets_at_ms)

@@ -71,12 +71,12 @@ def charge(
     charges: each of another bucket. held: the call waits for a person; its count charges can be given back. Raises
     ValueError for a negative amount, or two charges of one bucket.
     """
-    if any(one.amount < 0 for one in charges):
-        raise ValueError("a charge below zero")
     if len(charges) > 1 and len({(one.quota, one.bucket, one.kind) for one in charges}) < len(charges):
         raise ValueError("two charges of one bucket")
     looks: list[Look] = []
     for one in charges:
+        if one.amount < 0:
+            raise ValueError("a charge below zero")
         seen = _look(tx.rows, one, now_ms)
         if not seen.fits:
             state = seen.state(one)

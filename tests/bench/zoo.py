@@ -1,6 +1,9 @@
 """How much slower a healthy backend becomes beside a zoo of hostile ones: its p99 alone, and while each beast is called
 again and again. The broker has the healthy servers in one process and the beasts in another, as in the story about them
 (`tests/stories/test_zoo.py`), which says what a call of each must end in.
+
+Beasts are other machines', and have only this one here: their process takes what the well ones and the generator leave,
+or it would be their share of the processor that is measured.
 """
 
 from __future__ import annotations
@@ -35,7 +38,11 @@ def beside_the_zoo(folder: Path, seconds: float) -> tuple[Figures, Figures]:
     load = compiled("load", PLACE)
     alone: list[Figures] = []
     beside: list[Figures] = []
-    with serving() as well, serving() as beasts, broker_in(folder, "zoo", manifests(well, beasts), SETTINGS) as port:
+    with (
+        serving() as well,
+        serving(nice=19) as beasts,
+        broker_in(folder, "zoo", manifests(well, beasts), SETTINGS) as port,
+    ):
         door = Door(port)
         request = call_of(door, WELL.tool, {})
         _until_listed(load, folder, port, request)

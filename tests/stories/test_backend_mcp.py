@@ -25,6 +25,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
+from broker.backends.child import NICE
 from broker.backends.mcp import KIND, Remote
 from broker.errors import AnswerWithheld, Broken, Rejected, TimedOut, Unavailable
 from broker.model.answer import Answer
@@ -472,6 +473,9 @@ async def test_closing_leaves_no_process_even_of_a_child_that_ignores_everything
     async with house() as where, peer(where, tmp_path, "deaf", "child") as backend:
         pids = [int(pid) for pid in text_of(await ask(backend, remote("pid"))).split()]
         assert all(is_running(pid) for pid in pids)
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        given = {os.getpriority(os.PRIO_PROCESS, pid) for pid in pids}
+        assert given == {min(19, own + NICE)}, "they yield to the broker"
     await until_gone(*pids)
 
 

@@ -155,9 +155,9 @@ def manifests(well: str, beasts: str = "") -> str:
 
 
 @contextmanager
-def serving() -> Generator[str]:
-    """The URL of `server.py`, in a process of its own."""
-    command = [sys.executable, "-m", "tests.zoo.server"]
+def serving(nice: int = 0) -> Generator[str]:
+    """The URL of `server.py`, in a process of its own. nice: how much it leaves the processor to others."""
+    command = ["nice", "-n", str(nice), sys.executable, "-m", "tests.zoo.server"]
     process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

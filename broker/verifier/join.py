@@ -17,8 +17,18 @@ from itertools import pairwise
 from os import cpu_count
 from pathlib import Path
 
-from broker.verifier.records import ALL, FoundError, OpenCall, Records, Spot
-from broker.verifier.walk import Part, check_follows, check_seen, is_over, misplaced, tell, unknown, walk
+from broker.verifier.records import ALL, FoundError, OpenCall, Records, Spot, misplaced
+from broker.verifier.walk import (
+    WRONG,
+    Part,
+    check_follows,
+    check_seen,
+    is_over,
+    strange,
+    tell,
+    unknown,
+    walk,
+)
 
 ALONE = 60_000  # entries that are read faster by one process than another process starts
 PROCESSES = 3  # at most; each takes about 30 MB
@@ -124,8 +134,8 @@ def _join_calls(whole: Whole, part: Part, db: sqlite3.Connection, records: Recor
             raise FoundError(telling.spot, unknown(telling.call_id))
         try:
             tell(call, telling.spot, telling.kind, telling.at_ms, telling.body)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise FoundError(telling.spot, f"the entry is none a broker writes ({error!r})") from error
+        except WRONG as error:
+            raise strange(telling.spot, error) from error
         if is_over(call):
             records.judge(call)
             del whole.open[telling.call_id]

@@ -1,7 +1,7 @@
 """The records of calls, read in the order of their entries, and held column by column against what those say.
 
-Rows are read through one cursor beside the ledger's, so a long history is two scans and no search. They are compared as
-tuples; which column it was that differs is asked only when one does.
+Rows are read through one cursor beside the ledger's, so a long history is two scans and no search. Most calls are
+judged in one go (`usual.py`), the others when they are over, or when all entries are known.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 
 from jiter import from_json
 
-from broker.verifier.said import Said
+from broker.verifier import usual
+from broker.verifier.said import CALLED, CALLER, Said
+from broker.verifier.usual import COLUMNS, Entry, Row
 
 ALL = 1 << 62  # beyond every id
 
@@ -24,18 +26,17 @@ _JSON = frozenset({"quotas", "laps_us", "scopes", "groups", "persons", "charges"
 _FRESH: dict[str, Any] = {"quotas": [], "laps_us": {}}
 
 _KEPT = "left join payload k on k.call_id = i.call_id and k.part = 'kept'"
-_ROWS = f"""select i.id, i.call_id, k.body, i.laps_us, i.quotas, {{}} from invocation i {_KEPT}
+_COMPARED: Callable[[Any], tuple[Any, ...]] = itemgetter(*COLUMNS)
+_COLUMNS = ", ".join(f'i."{name}"' for name in COLUMNS)
+_ROWS = f"""select i.id, i.call_id, k.body, i.laps_us, i.quotas, {_COLUMNS} from invocation i {_KEPT}
     where i.id >= ? order by i.id"""  # noqa: S608 – a constant
 _RECORD = f"""select i.*, '|' as bar, h.*, '|' as bar, k.body as kept from invocation i
     left join hold h on h.call_id = i.call_id and i.held = 1 {_KEPT} where i.call_id = ?"""  # noqa: S608
 _SEALED = "select body from payload where call_id = ? and part = 'full'"
 _PARTS = {"kept": "kept", "full": "sealed"}
-_COLUMNS = "select name, type from pragma_table_info('invocation') where name <> 'id'"
+_TYPES = "select name, type from pragma_table_info('invocation') where name <> 'id'"
 _RECORD_ID = "select id from invocation where call_id = ?"
 
-
-Row = tuple[Any, ...]
-"""(id, call_id, kept arguments, laps_us, quotas, all other columns)"""
 
 Place = tuple[int, str, int]
 """A `Spot` as it comes from the table."""
@@ -58,11 +59,15 @@ class FoundError(Exception):
         self.what = what
 
 
+def misplaced(spot: Place, call_id: str) -> FoundError:
+    return FoundError(spot, f"the record of call {call_id} is not in its place: deleted, inserted or moved")
+
+
 @dataclass(slots=True)
 class OpenCall:
     """A call whose record may still change: what the entries have said so far.
 
-    spot: of the last one. record: its row as it was read with its first entry; None when it may be another by now.
+    spot: of the last one.
     """
 
     spot: Place
@@ -70,7 +75,6 @@ class OpenCall:
     hold: dict[str, Any] | None
     kept: str | None
     sealed: str | None
-    record: Row | None
 
 
 class Records:
@@ -82,50 +86,69 @@ class Records:
         names = [column[0] for column in db.execute(_RECORD, ("",)).description]
         bar = names.index("bar")
         self._names, self._hold_names = tuple(names[:bar]), tuple(names[bar + 1 : -2])
-        columns: dict[str, Any] = {name: 0 if kind == "INTEGER" else "" for name, kind in db.execute(_COLUMNS)}
-        plain = tuple(name for name in columns if name not in _JSON)
-        self._rows_sql = _ROWS.format(", ".join(f'i."{name}"' for name in plain))
-        self._plain: Callable[[Any], tuple[Any, ...]] = itemgetter(*plain)
-        self._fresh = {**columns, **_FRESH}
-        self._said = Said(db, self._fresh)
+        columns = {name: 0 if kind == "INTEGER" else "" for name, kind in db.execute(_TYPES)}
+        self._fresh: dict[str, Any] = {**columns, **_FRESH}
+        self._said = Said(db)
         self._rows: sqlite3.Cursor | None = None
-        self.erased = 0
+        self.erased = self.count = self.last = 0  # last: the id of the last row that was read, 0: none was
+        self.first: tuple[int, Place, str] | None = None  # the id of the first, which entry opened it, and its call
 
     def begin(self, call_id: str) -> None:
         """Be at this call's record; at the first for ""."""
         first = 0
         if call_id:
             (first,) = self._db.execute(_RECORD_ID, (call_id,)).fetchone() or (ALL,)
-        self._rows = self._db.execute(self._rows_sql, (first,))
+        self._rows = self._db.execute(_ROWS, (first,))
 
-    def next(self, call_id: str) -> Row | None:
-        """The next record in order; None when it is not this call's. Where none was asked for, it begins here."""
+    def next(self, opening: Entry) -> Row:
+        """The next record in order. Where none was asked for, it begins here. Raises FoundError when it is not that of
+        the call that this entry opens."""
+        is_first = self._rows is None
         if self._rows is None:
-            self.begin(call_id)
+            self.begin(opening[5])
         assert self._rows is not None, "begin opens it"  # noqa: S101
         row = self._rows.fetchone()
-        return None if row is None or row[1] != call_id else row
+        if row is None or row[1] != opening[5]:
+            raise misplaced(opening[:3], opening[5])
+        self.count += 1
+        self.last = row[0]
+        if is_first:
+            self.first = row[0], opening[:3], opening[5]
+        return row
 
-    def said(self, spot: Place, named: list[int] | None) -> dict[str, Any]:
-        """All columns of a record as an entry has them that names these two (`said.py`). Raises ValueError."""
-        return (self._fresh if named is None else self._said.by(spot[1], spot[2], named)).copy()
+    def agrees(self, closing: Entry, opening: Entry, record: Row) -> bool:
+        """See `usual.agrees`."""
+        return usual.agrees(self._said, opening, closing, record)
 
-    def judge(self, call: OpenCall) -> None:
-        """A record, its hold and its kept arguments against what the entries said. Raises FoundError."""
-        says, record = call.says, call.record
+    def fresh(self, opening: Entry, body: dict[str, Any]) -> dict[str, Any]:
+        """All columns of a record as its first entry leaves them. Raises ValueError."""
+        _, chain, seq, at_ms, kind, call_id, _, _, _ = opening
+        says = {**self._fresh, "call_id": call_id, "at_ms": at_ms, "changed_at_ms": at_ms}
+        if kind == "intent" and "as" in body:
+            caller, called = body["as"]
+            if not (0 <= caller < seq and 0 <= called < seq):
+                raise ValueError(f"`as` names {body['as']}, which do not come before it")
+            says |= self._said.columns(chain, caller, CALLER) if caller else {}
+            says |= self._said.columns(chain, called, CALLED) if called else {}
+        return {**says, **body["set"]}
+
+    def judge(self, call: OpenCall, record: Row | None = None) -> None:
+        """A record, its hold and its kept arguments against what the entries said. record: its row, if at hand. Raises
+        FoundError."""
+        says = call.says
         call_id: str = says["call_id"]
-        if record is None or call.hold is not None or not self._agrees(record, says):
-            kept = self._compare(call, self._db.execute(_RECORD, (call_id,)).fetchone())
-        else:
+        if record is not None and call.hold is None and self._holds(record, says):
             kept = record[2]
+        else:
+            kept = self._compare(call, self._db.execute(_RECORD, (call_id,)).fetchone())
         self._check_kept(call.spot, call_id, says["at_ms"], call.kept, kept)
         if call.sealed is not None:
             row = self._db.execute(_SEALED, (call_id,)).fetchone()
             self._check_kept(call.spot, call_id, says["at_ms"], call.sealed, row and row[0], part="full")
 
-    def _agrees(self, record: Row, says: dict[str, Any]) -> bool:
+    def _holds(self, record: Row, says: dict[str, Any]) -> bool:
         return (
-            record[5:] == self._plain(says) and _reads(record[3], says["laps_us"]) and _reads(record[4], says["quotas"])
+            record[5:] == _COMPARED(says) and _reads(record[3], says["laps_us"]) and _reads(record[4], says["quotas"])
         )
 
     def _compare(self, call: OpenCall, row: tuple[Any, ...] | None) -> bytes | None:

@@ -10,16 +10,17 @@ made for an entry that only an error would need.
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 from jiter import from_json
 
 from broker.verifier.records import FoundError, OpenCall, Place, Records, Spot
+from broker.verifier.usual import Entry, Row
 
-_OPENING = frozenset({"intent", "held", "denied"})
+_OPENING = frozenset({"held", "denied"})  # beside an intent
 _FINAL = frozenset({"denied", "rejected", "expired", "withdrawn", "succeeded", "failed"})
 _ENDED: dict[str, Any] = {
     "code": "",
@@ -28,6 +29,7 @@ _ENDED: dict[str, Any] = {
     "result_digest": "",
     "result_bytes": 0,
 }  # what an outcome does not mention of these is empty
+WRONG = (KeyError, TypeError, AttributeError, ValueError)  # what reading a body raises that is not as it should be
 _FRESH_HOLD: dict[str, Any] = {
     "reviewer": "",
     "review_reason": "",
@@ -41,8 +43,6 @@ _FRESH_HOLD: dict[str, Any] = {
 
 _ENTRIES = """select id, chain, seq, at_ms, kind, call_id, cast(body as blob), prev, hash from entry
     where id >= ? and id < ? order by id"""
-
-_Entry = tuple[int, str, int, int, str, str, bytes, bytes, bytes]
 
 
 class Telling(NamedTuple):
@@ -90,91 +90,93 @@ def walk(db: sqlite3.Connection, records: Records, low: int, high: int) -> Part:
         _walk(db, records, part, low, high)
     except FoundError as found:
         part.fault = found.spot, found.what
+    part.records, part.first_record, part.last_record = records.count, records.first, records.last
     part.erased = records.erased
-    for call in part.open.values():
-        call.record = None  # it may change still, and is of this snapshot alone
     return part
 
 
 def _walk(db: sqlite3.Connection, records: Records, part: Part, low: int, high: int) -> None:
     if part.is_first:
         records.begin("")
-    row: _Entry
+    heads = part.heads
+    begun: dict[str, tuple[Entry, Row]] = {}  # calls of which only the first entry was seen, not read yet
+    row: Entry
     for row in db.execute(_ENTRIES, (low, high)):
+        _, chain, seq, at_ms, kind, call_id, body, prev, stored = row
         try:
-            _link(part, row)
-            if row[5]:
-                _tell(part, row, records)
-            elif row[4] in ("chain", "chain_died"):
+            last, before = heads.get(chain) or _begin(part, row)
+            if seq != last + 1 or prev != before:
+                check_follows(Spot._make(row[:3]), prev, (last, before))
+            head = f"broker.entry.1\n{chain}\n{seq}\n{at_ms}\n{kind}\n{call_id}\n{prev.hex()}\n"
+            if sha256(head.encode() + body).digest() != stored:
+                raise FoundError(row[:3], "the entry was changed: it does not have the hash it says")
+            heads[chain] = seq, stored
+            part.entries += 1
+            if kind == "intent":
+                begun[call_id] = row, records.next(row)
+            elif kind == "outcome" and call_id in begun and records.agrees(row, *begun[call_id]):
+                del begun[call_id]
+            elif call_id:
+                _tell(part, row, records, begun.pop(call_id, None))
+            elif kind in ("chain", "chain_died"):
                 _recall(part, row)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise FoundError(row[:3], f"the entry is none a broker writes ({error!r})") from error
+        except WRONG as error:
+            raise strange(row[:3], error) from error
+    for opening, _ in begun.values():
+        _open(part, opening, records)
 
 
-def _tell(part: Part, row: _Entry, records: Records) -> None:
-    """What an entry says about a call. Records are in the order of the entries that opened them."""
-    _, _, _, at_ms, kind, call_id, text, _, _ = row
-    body = from_json(text)
-    if kind in _OPENING:
-        call = _open(part, row, body, records)
-    elif (known := part.open.get(call_id)) is not None:
-        call = known
-        tell(call, row[:3], kind, at_ms, body)
-    elif part.is_first:
-        raise FoundError(row[:3], unknown(call_id))
+def _begin(part: Part, row: Entry) -> tuple[int, bytes]:
+    """A chain's first entry in this part: where the chain stands before it."""
+    id_, chain, seq, _, kind, _, _, prev, _ = row
+    if seq == 1 and kind != "chain":
+        raise FoundError(row[:3], "the chain does not begin with who wrote it")
+    if part.is_first:
+        return 0, b""
+    part.starts[chain] = seq - 1, prev, id_
+    return seq - 1, prev
+
+
+def _tell(part: Part, row: Entry, records: Records, begun: tuple[Entry, Row] | None) -> None:
+    """What an entry says about a call. begun: its first entry and its record, if only those were seen."""
+    record: Row | None = None
+    if row[4] in _OPENING:
+        record = records.next(row)
+        call = _open(part, row, records)
     else:
-        part.later.append(Telling(Spot._make(row[:3]), kind, at_ms, call_id, body))
-        return
+        if begun is not None:
+            record = begun[1]
+            _open(part, begun[0], records)
+        body, call = from_json(row[6]), part.open.get(row[5])
+        if call is None:
+            if part.is_first:
+                raise FoundError(row[:3], unknown(row[5]))
+            part.later.append(Telling(Spot._make(row[:3]), row[4], row[3], row[5], body))
+            return
+        tell(call, row[:3], row[4], row[3], body)
     if is_over(call):
-        records.judge(call)
-        del part.open[call_id]
+        records.judge(call, record)
+        del part.open[row[5]]
 
 
-def misplaced(spot: Place, call_id: str) -> FoundError:
-    return FoundError(spot, f"the record of call {call_id} is not in its place: deleted, inserted or moved")
+def strange(spot: Place, error: Exception) -> FoundError:
+    return FoundError(spot, f"the entry is none a broker writes ({error!r})")
 
 
-def _open(part: Part, row: _Entry, body: dict[str, Any], records: Records) -> OpenCall:
-    _, _, _, at_ms, kind, call_id, _, _, _ = row
-    record = records.next(call_id)
-    if record is None:
-        raise misplaced(row[:3], call_id)
-    part.records += 1
-    part.last_record = record[0]
-    if part.first_record is None:
-        part.first_record = record[0], row[:3], call_id
-    says = records.said(row[:3], body.get("as") if kind == "intent" else None)
-    says["call_id"] = call_id
-    says["at_ms"] = says["changed_at_ms"] = at_ms
-    says.update(body["set"])
-    hold = {**_FRESH_HOLD, **body["hold"]} if "hold" in body else None
-    call = OpenCall(row[:3], says, hold, _kept(body, says), body.get("sealed"), record)
-    part.open[call_id] = call
+def _open(part: Part, row: Entry, records: Records) -> OpenCall:
+    try:
+        body = from_json(row[6])
+        says = records.fresh(row, body)
+        hold = {**_FRESH_HOLD, **body["hold"]} if "hold" in body else None
+        call = part.open[row[5]] = OpenCall(row[:3], says, hold, _kept(body, says), body.get("sealed"))
+    except WRONG as error:
+        raise strange(row[:3], error) from error
     return call
 
 
 def _kept(body: dict[str, Any], says: dict[str, Any]) -> str | None:
     kept = body.get("kept")
     return says["arguments_digest"] if kept is True else kept
-
-
-def _link(part: Part, row: _Entry) -> None:
-    """One entry in its chain."""
-    id_, chain, seq, at_ms, kind, call_id, body, prev, stored = row
-    head = part.heads.get(chain)
-    if head is None and not part.is_first:
-        part.starts[chain] = seq - 1, prev, id_
-    else:
-        last, before = head or (0, b"")
-        if seq != last + 1 or prev != before:
-            check_follows(Spot(id_, chain, seq), prev, (last, before))
-    text = f"broker.entry.1\n{chain}\n{seq}\n{at_ms}\n{kind}\n{call_id}\n{prev.hex()}\n"
-    if hashlib.sha256(text.encode() + body).digest() != stored:
-        raise FoundError(row[:3], "the entry was changed: it does not have the hash it says")
-    if seq == 1 and kind != "chain":
-        raise FoundError(row[:3], "the chain does not begin with who wrote it")
-    part.heads[chain] = seq, stored
-    part.entries += 1
 
 
 def check_follows(spot: Spot, prev: bytes, head: tuple[int, bytes]) -> None:
@@ -213,7 +215,7 @@ def unknown(call_id: str) -> str:
     return f"it is about call {call_id}, which is unknown or over"
 
 
-def _recall(part: Part, row: _Entry) -> None:
+def _recall(part: Part, row: Entry) -> None:
     """What this entry saw of chains that had ended must be what there is."""
     for seen in from_json(row[6]).get("seen", ()):
         sighting = Sighting(Spot._make(row[:3]), seen["chain"], seen["seq"], seen["hash"])

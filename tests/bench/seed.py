@@ -113,7 +113,7 @@ def _intents(calls: int, start_ms: int, step_ms: float) -> Iterator[Intent]:
             tenant=tenant,
             issuer=principal.issuer,
             principal_key=principal.key,
-            credential_id=f"jti-{number % 300}-{at_ms // DAY_MS}",  # each caller has a new one each day
+            credential_id=f"jti-{number // 6_000}-{number % 300}",  # each caller makes twenty calls with one
             request_id=str(number),
             trace_id=f"{number:032x}",
             tool=tool,
@@ -182,7 +182,8 @@ def _outcome(intent: Intent, number: int, *, result: bytes = b"") -> Outcome:
         result_digest=digest_of(b"%d" % number),
         result_bytes=number % 4096,
         result=result,
-        laps_us={"admit": 900, "dispatch": 2_000 + number * 7919 % 300_000},
+        laps_us={**intent.laps_us, "admit": 900, "dispatch": 2_000 + number * 7919 % 300_000},
+        is_plain=intent.terms is None,
     )
 
 

@@ -19,6 +19,8 @@ from broker.model.hold import Review
 from broker.ports import Store
 from broker.stores.sqlite.ledger import whole
 from broker.verifier import Fault, join, verify, write_anchor
+from broker.verifier.records import OpenCall, Records
+from broker.verifier.usual import Row
 from tests import second_verifier
 from tests.records import NOW, count, held_intent, intent, open_store, outcome
 
@@ -31,7 +33,7 @@ async def live_a_little(store: Store, round_: int) -> None:
     await store.admit(intent(refusal=("forbidden", "authorise", "no")))
     await store.finish(outcome(plain.call_id))
     await store.finish(outcome(failed.call_id, state="failed", code="backend_rejected", message="no"))
-    await store.finish(outcome(again.call_id))
+    await store.finish(outcome(again.call_id, laps_us={"resolve": 3, "dispatch": 900}, is_plain=True))
     for number, decision in enumerate(("approve", "reject")):
         held = held_intent(arguments={"round": round_, "number": number}, charges=(count(500),))
         await store.admit(held)
@@ -111,8 +113,9 @@ def place(database: Path, which: str) -> tuple[str, int]:
         return db.execute(f"select chain, seq from entry where {which}").fetchone()
 
 
-# The records of two succeeded plain calls: the intent of the first says all of it, that of the other names the first.
-# The intents of the first chain: FULL; HALF, of another caller, names it for the tool alone; SHORT for both.
+# The records of two succeeded plain calls: the intent of the first says all of it, that of the other names the first,
+# as is usual, and is judged by its text. The intents of the first chain: FULL; HALF, of another
+# caller, names it for the tool alone; SHORT for both.
 ENTRY = "id = 4"
 TOLD, NAMING = "id = 1", "id = 3"
 FULL, HALF, SHORT = 2, 3, 4
@@ -178,6 +181,24 @@ def test_a_changed_record_is_found(database: Path, column: str, record: str) -> 
     assert fault_after(database, changed("invocation", column, record)).chain
 
 
+def test_a_usual_call_is_judged_by_its_text_alone(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[str] = []
+    judge = Records.judge
+
+    def noted(records: Records, call: OpenCall, record: Row | None = None) -> None:
+        judged.append(call.says["call_id"])
+        judge(records, call, record)
+
+    monkeypatch.setattr(Records, "judge", noted)
+    assert verify(database, processes=1).ok
+    with by_hand(database) as db:
+        told, naming = (
+            db.execute(f"select call_id from invocation where {which}").fetchone()[0] for which in (TOLD, NAMING)
+        )
+    assert told in judged
+    assert naming not in judged
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -192,6 +213,13 @@ def test_a_changed_record_is_found(database: Path, column: str, record: str) -> 
         "laps_us = ''",
         "quotas = '[]'",
         "code = 'x', message = char(10)",
+        """quotas = quotas || ',"request_id":"7"'""",
+        """request_id = request_id || '","trace_id":"' || trace_id""",
+        """laps_us = laps_us || ',"result_bytes":2'""",
+        "laps_us = '{\"dispatch\":900}'",
+        "laps_us = replace(laps_us, 'resolve', 'resolved')",
+        "held = 1",
+        "stage = 'dispatch'",
     ],
 )
 def test_no_text_of_a_record_passes_for_another(database: Path, change: str) -> None:

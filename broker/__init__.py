@@ -1,8 +1,16 @@
 """The governed MCP broker: one catalog between agents and everything they can touch."""
 
+import os
 import sys
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec
+from typing import Any
 
 __version__ = "0.1.0"
+
+# What is validated here is nothing for plug-ins of pydantic that happen to be installed; looking for them takes longer
+# than all validation of a start.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
 def _log_without_rich() -> None:
@@ -17,4 +25,24 @@ def _log_without_rich() -> None:
             del sys.modules["rich"]
 
 
+def _serve_without_commands() -> None:
+    """uvicorn imports its command line (click, multiprocessing) with whatever is asked of it. So the package stands
+    there with its two classes, and fills itself when something else is asked for; its modules are as they are."""
+    found = None if "uvicorn" in sys.modules else find_spec("uvicorn")
+    if found is None or found.loader is None:
+        return
+    package, loader = module_from_spec(found), found.loader
+
+    def fill(name: str) -> Any:
+        if name in ("Config", "Server"):
+            return getattr(import_module(f"uvicorn.{name.lower()}"), name)
+        del package.__dict__["__getattr__"]
+        loader.exec_module(package)
+        return getattr(package, name)
+
+    package.__dict__["__getattr__"] = fill
+    sys.modules["uvicorn"] = package
+
+
 _log_without_rich()
+_serve_without_commands()

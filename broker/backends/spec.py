@@ -20,7 +20,7 @@ REFERENCE = re.compile(r"\$\{(?:env|file):[^{}]+\}")
 class Section(BaseModel):
     """A mapping in a manifest: unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 Seconds = Annotated[

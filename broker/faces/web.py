@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import orjson
 import structlog
-import uvicorn
 from anyio import to_thread
 from anyio.abc import TaskStatus
+from uvicorn.config import Config
+from uvicorn.server import Server
 
 from broker.data import dataclass
 from broker.faces import memory
@@ -204,8 +205,8 @@ async def serve(
         tasks.cancel_scope.cancel()
 
 
-def _config(app: Web, settings: Settings) -> uvicorn.Config:
-    return uvicorn.Config(
+def _config(app: Web, settings: Settings) -> Config:
+    return Config(
         app,  # pyright: ignore[reportArgumentType]  # ASGI in our own, looser words
         http=protocol_class(settings.limits, app.shortcut),  # pyright: ignore[reportArgumentType]  # as above
         ws="none",
@@ -220,10 +221,10 @@ def _config(app: Web, settings: Settings) -> uvicorn.Config:
     )
 
 
-class _Server(uvicorn.Server):
+class _Server(Server):
     """uvicorn's, told what to do when it listens, and leaving signals to `serve`: it would die of them again."""
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(self, config: Config, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_ready = on_ready
 

@@ -21,7 +21,7 @@ MOST_ARGUMENTS = 16
 
 
 class IdempotencySpec(Spec):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     names: list[Annotated[str, Field(min_length=1, max_length=128)]] = Field(
         alias="from",

@@ -33,7 +33,7 @@ def argument_path(text: str) -> str:
 class Spec(BaseModel):
     """A mapping in a manifest: unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ LATER = {
     "httpx2": "clients of libraries",
     "cel_expr_python": "rules that are more than a comparison",
     "google": "its library",
+    "click": "the HTTP server's command line",
     "rich": "tables of commands",
     "mcp_types": "the SDK",
     "pygments": "rich",

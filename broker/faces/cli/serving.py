@@ -25,7 +25,6 @@ from broker.faces.cli.sums import Sums
 from broker.faces.mcp.agents import AgentServer
 from broker.faces.text import safe
 from broker.faces.words import count, span
-from broker.model.invocation import InvocationQuery
 
 if TYPE_CHECKING:
     import socket
@@ -163,7 +162,7 @@ async def _until_signal(scope: anyio.CancelScope) -> None:
 async def _ready(broker: Broker, base_url: str) -> list[str]:
     """The last lines of a start: where it is, what it serves, what is wrong, where it records."""
     agents = 1 if not base_url else len([one for one in broker.directory.clients() if not one.disabled])
-    waiting = len(await broker.store.invocations(InvocationQuery(states=("held",), limit=1000)))
+    waiting = (await broker.store.open_calls()).held
     settings, catalog = broker.settings, broker.shelf.current
     down = [backend for backend in broker.backends.values() if backend.health.state != "up"]
     up = len(broker.backends) - len(down)

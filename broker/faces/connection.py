@@ -100,11 +100,11 @@ class Line:
     at a time.
 
     task: whose work the request is. answer: see `Connection.answer`; `send` is the usual way, as in ASGI. now: the
-    loop's time. broke: told a fault of ours. done: has to be called at the end.
+    loop's time. broke: told a fault of ours. done: has to be called at the end, with the task.
     """
 
     __slots__ = (
-        "_connection", "_usual", "answer", "disconnected", "hangup", "keep_alive", "now", "response_complete",
+        "_connection", "_usual", "answer", "disconnected", "done", "hangup", "keep_alive", "now", "response_complete",
         "response_started", "task",
     )  # fmt: skip
 
@@ -117,6 +117,7 @@ class Line:
         self.disconnected = False
         self.answer: Answering = partial(connection.answer, self)
         self.now: Callable[[], float] = connection.loop.time
+        self.done: Callable[[Task[None]], None] = connection.tasks.discard
         self.begin()
 
     def begin(self) -> None:
@@ -124,9 +125,6 @@ class Line:
         self._usual: RequestResponseCycle | None = None
         self.keep_alive = True
         self.response_started = self.response_complete = False
-
-    def done(self) -> None:
-        self._connection.tasks.discard(self.task)
 
     def broke(self, fault: BaseException) -> None:
         self._connection.broke(self, fault)

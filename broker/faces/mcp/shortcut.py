@@ -159,7 +159,7 @@ class Shortcut:
     async def answer(self, taken: Taken, line: Line) -> None:
         """See faces.connection.Shortcut."""
         call, request_id, head, size = taken
-        line.hangup.task = line.task
+        line.hangup.task = task = line.task
         exchange = Exchange(line.send, line.answer, line.now())
         try:
             await self._direct.run(exchange, call, request_id, line.hangup, stream=head.accepts[1])
@@ -169,7 +169,7 @@ class Shortcut:
             line.broke(fault)
         finally:
             self._budget.left += size
-            line.done()
+            line.done(task)
 
 
 def _told_from_others(data: bytes, end: int) -> tuple[bytes, int] | None:

@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import anyio
+import httpx2
 import orjson
 import pytest
 
 from broker.faces.mcp import direct
 from broker.model.answer import Answer
 from broker.model.call import Call
-from tests.serving import Served, modern_call, served
+from tests.serving import Served, modern_call, modern_headers, served
 from tests.stories.test_wire_connection import head, rest_of, socket_to, status
 
 pytestmark = pytest.mark.anyio
@@ -63,6 +64,27 @@ async def test_a_length_told_in_another_way_is_judged_anew(length: str) -> None:
         assert (code, house.keys.asked) == ((400, 1) if "+" in length else (200, 2))
 
 
+@pytest.mark.parametrize("said", ["keep-alive", "Keep-Alive", "close", "keep-alive, x-other"])
+async def test_a_connection_that_stays_is_as_one_that_says_nothing(said: str) -> None:
+    async with served() as house:
+        for number in (3, 4):
+            async with socket_to(house) as stream:
+                await stream.send(request(house, body(number), f"Connection: {said}"))
+                assert (await answered(stream))[0] == 200
+                if said == "close":
+                    assert not await rest_of(stream)
+        assert house.keys.asked == (1 if said.lower() == "keep-alive" else 2)
+
+
+async def test_a_client_library_is_known_by_its_head() -> None:
+    async with served() as house, httpx2.AsyncClient(timeout=10) as http:
+        for number in range(5):
+            call = modern_call("echo", {"text": "x" * number})
+            headers = modern_headers("tools/call", "echo")
+            assert (await http.post(f"{house.url}/mcp", json=call, headers=headers)).status_code == 200
+        assert house.keys.asked == 1
+
+
 async def test_a_second_length_is_refused_at_a_known_head() -> None:
     async with served() as house, socket_to(house) as stream:
         await stream.send(request(house, body(3)))
@@ -80,6 +102,18 @@ async def test_a_caller_without_a_credential_is_known_by_that() -> None:
             assert (await answered(stream))[0] == 200
         assert [call.principal.agent for call in house.tools.calls] == ["nobody", "nobody"]
         assert house.keys.asked == 1
+
+
+async def test_a_head_is_known_that_came_before_its_body() -> None:
+    async with served() as house, socket_to(house) as stream:
+        for number in (3, 4):
+            whole = request(house, body(number))
+            start = whole.index(b"\r\n\r\n") + 4
+            for piece in (whole[:start], whole[start:]):
+                await stream.send(piece)
+                await anyio.sleep(0.02)
+            code, content = await answered(stream)
+            assert (code, orjson.loads(content)["id"], house.keys.asked) == (200, number, 1)
 
 
 @pytest.mark.parametrize("cut", [1, 40])

@@ -43,9 +43,7 @@ BODY_BYTES = 65_536  # larger ones go the usual way, where they are counted as t
 
 _LINE = b"POST /mcp HTTP/1.1\r\n"
 # What makes a request more than a head and a body of known length, or another one than the next.
-_UNFIT = frozenset(
-    {b"transfer-encoding", b"expect", b"upgrade", b"connection", b"origin", b"traceparent", b"tracestate", b"baggage"}
-)
+_UNFIT = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"origin", b"traceparent", b"tracestate", b"baggage"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +87,13 @@ class Shortcut:
         self._heads: dict[bytes, Head] = {}
 
     def learn(self, request: Request, credential: str | None) -> None:
-        """Keep what the head of this call said, which has passed the whole gate, if it came in one piece with it."""
+        """Keep what the head of this call said, which has passed the whole gate, if it came in one piece. Its body may
+        have come later, as many clients send it; what came with it was no more than that."""
         headers, piece = request.headers, request.scope.get("extensions", {}).get(PIECE, b"")
         end = piece.find(b"\r\n\r\n") + 4
         told = _told_from_others(piece, end) if piece.startswith(_LINE) and end <= HEAD_BYTES else None
-        if told is None or len(piece) != end + told[1] or not _UNFIT.isdisjoint(headers):
+        stays = headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"  # which says what is so anyway
+        if told is None or not stays or len(piece) > end + told[1] or not _UNFIT.isdisjoint(headers):
             return
         mark = fingerprint(credential) if credential else b""
         version, named = headers[b"mcp-protocol-version"].decode(), decoded(headers.get(b"mcp-name"))

@@ -37,5 +37,5 @@ class Look(NamedTuple):
     def state(self, one: Charge) -> QuotaState:
         """As it is after the charge; as it is when it does not fit."""
         left, retry_ms = (self.left - one.amount, 0) if self.fits else (self.left, self.retry_after_ms)
-        left = left if left > 0 else 0
+        left = max(0, left)
         return QuotaState(one.quota, one.bucket, one.kind, one.limit, left, one.unit, retry_ms, self.resets_at_ms)

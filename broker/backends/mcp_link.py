@@ -373,6 +373,8 @@ class Link:
 
     async def is_modern(self, *, deadline: float, timeout_s: float) -> bool:
         """Which era it speaks, once that is known. Raises Unavailable."""
+        if self._usable is not None and not self._usable.over:
+            return self._usable.session.is_modern
         try:
             with anyio.fail_after(deadline - anyio.current_time()):
                 return (await self._reach()).session.is_modern

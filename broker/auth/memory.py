@@ -33,20 +33,17 @@ class Memory:
     async def recall(self, key: bytes) -> Principal | None:
         """The principal of a credential judged good in the last KEEP_MS and not expired. Raises RecordUnavailable."""
         await self._keep_up()
-        return self._found(key)
+        return self.at_once(key)
 
     def at_once(self, mark: bytes) -> Principal | None:
         """The same as far as it can be said without reading anything; None also when something has to be read."""
-        return None if monotonic() - self._checked_at >= GENERATION_S else self._found(mark)
-
-    def _found(self, key: bytes) -> Principal | None:
-        found = self._entries.get(key)
-        if found is None:
+        found = self._entries.get(mark)
+        if found is None or monotonic() - self._checked_at >= GENERATION_S:
             return None
         now_ms = self._clock.now_ms()
         principal, from_ms, until_ms = found
         if not from_ms <= now_ms < until_ms:
-            self._entries.pop(key, None)
+            self._entries.pop(mark, None)
             return None
         return principal
 

@@ -113,25 +113,19 @@ class Line:
 
     def __init__(self, connection: Connection, hangup: Hangup) -> None:
         self._connection = connection
+        self._usual: RequestResponseCycle | None = None
         self.hangup = hangup
-        self.disconnected = False
+        self.disconnected = self.response_started = self.response_complete = False
+        self.keep_alive = True
         self.answer: Answering = partial(connection.answer, self)
         self.now: Callable[[], float] = connection.loop.time
         self.done: Callable[[Task[None]], None] = connection.tasks.discard
-        self.begin()
-
-    def begin(self) -> None:
-        """For the next request."""
-        self._usual: RequestResponseCycle | None = None
-        self.keep_alive = True
-        self.response_started = self.response_complete = False
 
     def broke(self, fault: BaseException) -> None:
         self._connection.broke(self, fault)
 
     def end(self) -> None:
-        """The connection is gone."""
-        self.disconnected = True
+        """It is of no more use: the connection is gone, or the request goes the usual way."""
         self.answer = _refuse  # or it would wait for the collector, knowing itself
 
     async def send(self, message: Any) -> None:
@@ -235,7 +229,7 @@ class Connection(HttpToolsProtocol):
         if line is None:
             line = self._line = Line(self, self._hangup)
         else:
-            line.begin()
+            line.response_started = line.response_complete = False
         self.cycle = line  # type: ignore[assignment]
         line.task = task = self.loop.create_task(self._shortcut.answer(taken, line))
         self.tasks.add(task)
@@ -264,7 +258,10 @@ class Connection(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         line.response_started = True
+        line.end()
         cycle.disconnected = line.disconnected
+        if self._line is line:
+            self._line = None
         if self.cycle is line:  # pyright: ignore[reportUnnecessaryComparison]  # as `_take` has it
             self.cycle = cycle
         return cycle
@@ -286,6 +283,7 @@ class Connection(HttpToolsProtocol):
         if cycle and cycle is not self._line:
             cycle.scope["extensions"].pop(ANSWER, None)
         if self._line is not None:
+            self._line.disconnected = True
             self._line.end()
         self.cycle = self.scope = self._line = None  # type: ignore[assignment]
 

@@ -194,7 +194,11 @@ def _plain(raw: Any, head: Head, limits: JsonLimits) -> tuple[RequestId, dict[st
     if raw.__class__ is not dict or len(raw) != 4 or raw.get("jsonrpc") != "2.0" or raw.get("method") != "tools/call":
         return None
     request_id, params = raw.get("id"), raw.get("params")
-    if not is_id(request_id, limits) or params.__class__ is not dict or params.get("name") != head.named:
+    if (
+        not (request_id.__class__ is int or is_id(request_id, limits))
+        or params.__class__ is not dict
+        or params.get("name") != head.named
+    ):
         return None
     arguments, meta = params.get("arguments", {}), params.get("_meta")
     if arguments.__class__ is not dict or meta.__class__ is not dict or len(params) != 2 + ("arguments" in params):

@@ -64,8 +64,18 @@ def read_message(body: bytes, limits: JsonLimits) -> Message:
 
 def read_json(body: bytes, limits: JsonLimits) -> Any:
     """The value of strict JSON text. Raises Malformed as `read_message` does."""
-    if (same := _read_again(body, limits)) is not None:
-        return same
+    # What is written again as it came needs no further look: a key that is there twice, a number that is not exact or a
+    # blank would not come back. Each value and each level takes a byte, so a short text is within the limits.
+    if (
+        len(body) <= min(limits.json_nodes, limits.json_string_bytes)
+        and body.count(b"{") + body.count(b"[") <= limits.json_depth
+    ):
+        try:
+            same: Any = orjson.loads(body)
+        except ValueError:
+            same = None  # the other reader knows why
+        if body[:1] == b"{" and orjson.dumps(same) == body:
+            return same
     # Every comma outside strings separates two values, so counting them refuses a million keys before they are built.
     if body.count(b",") >= limits.json_nodes and _commas_outside_strings(body) >= limits.json_nodes:
         raise _over("json_nodes", f"more than {limits.json_nodes} values")
@@ -82,25 +92,6 @@ def read_json(body: bytes, limits: JsonLimits) -> Any:
     if len(body) > limits.json_string_bytes:  # otherwise no string in it can be longer
         _judge_strings(value, limits.json_string_bytes)
     return value
-
-
-def _read_again(body: bytes, limits: JsonLimits) -> dict[str, Any] | None:
-    """The object in a text that comes back, byte for byte, when what was read of it is written; None for any other.
-
-    That is what most clients send, and it needs no further look: a key that is there twice, a number that is not exact
-    and a blank would not come back. Each value and each level takes a byte, so a short text is within the limits. What
-    is None here may be as good; it is read by the reader that knows why it refuses.
-    """
-    if len(body) > limits.json_nodes or len(body) > limits.json_string_bytes:
-        return None
-    if body.count(b"{") + body.count(b"[") > limits.json_depth:
-        return None
-    try:
-        value: Any = orjson.loads(body)
-    except ValueError:
-        return None
-    is_object = body[:1] == b"{"
-    return value if is_object and orjson.dumps(value) == body else None
 
 
 def as_message(value: Any, limits: JsonLimits) -> Message:

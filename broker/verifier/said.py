@@ -11,7 +11,7 @@ from typing import Any
 
 from jiter import from_json
 
-KNOWN = 4096  # pairs of a caller and what it calls, of which each takes about 1 kB
+KNOWN = 4096  # entries, and pairs of them, of which each takes up to 1 kB
 
 CALLER = ("face", "agent", "user", "tenant", "issuer", "principal_key", "credential_id")
 CALLED = ("tool", "tool_version", "tool_effect", "definition", "backend", "rule", "policy_version", "record", "writer",
@@ -26,6 +26,7 @@ class Said:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self._pairs: dict[tuple[str, bytes], Pair] = {}
+        self._known: dict[tuple[str, int, tuple[str, ...]], dict[str, Any]] = {}
 
     def pair(self, chain: str, named: bytes) -> Pair:
         """What an intent says by naming two others, `<seq>,<seq>` of its chain. Raises ValueError."""
@@ -39,9 +40,14 @@ class Said:
         return known
 
     def columns(self, chain: str, seq: int, names: tuple[str, ...]) -> dict[str, Any]:
-        """These columns as the intent there says them itself. Raises ValueError."""
-        kind, body = self._db.execute(_ENTRY, (chain, seq)).fetchone() or ("", b"")
-        said: dict[str, Any] = from_json(body)["set"] if kind == "intent" else {}
-        if not said.keys() >= set(names):
-            raise ValueError(f"entry {seq} is no intent that says `{names[0]}`")
-        return {name: said[name] for name in names}
+        """These columns as the intent there says them itself; not to be changed. Raises ValueError."""
+        known = self._known.get((chain, seq, names))
+        if known is None:
+            kind, body = self._db.execute(_ENTRY, (chain, seq)).fetchone() or ("", b"")
+            said: dict[str, Any] = from_json(body)["set"] if kind == "intent" else {}
+            if not said.keys() >= set(names):
+                raise ValueError(f"entry {seq} is no intent that says `{names[0]}`")
+            if len(self._known) == KNOWN:
+                self._known.clear()
+            known = self._known[chain, seq, names] = {name: said[name] for name in names}
+        return known

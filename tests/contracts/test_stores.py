@@ -79,6 +79,18 @@ async def test_an_admitted_call_is_recorded_as_dispatching_and_then_as_it_ended(
     assert ended.duration_ms == pytest.approx(0.903)
 
 
+async def test_who_follows_is_told_all_that_an_entry_says(store: Store) -> None:
+    """Also what it says by naming another."""
+    calls = [intent(request_id=str(number), agent=agent) for number, agent in enumerate(("bot", "cat", "bot", "cat"))]
+    for call in calls:
+        await store.admit(call)
+    told = [event.body["set"] for event in (await store.entries_after(0, ("intent",), 10)).events]
+    for call, said in zip(calls, told, strict=True):
+        for name in ("agent", "user", "principal_key", "credential_id", "request_id", "tool", "rule", "policy_version"):
+            assert said[name] == getattr(call, name)
+        assert (said["state"], said["effect"]) == ("dispatching", "none")
+
+
 async def test_a_refusal_is_recorded_and_charges_nothing(store: Store) -> None:
     refused = intent(refusal=("forbidden", "authorise", "Refused: no."), charges=(count(5),), kept=None)
     assert (await store.admit(refused)).state == "denied"

@@ -28,12 +28,15 @@ from tests.records import NOW, count, held_intent, intent, open_store, outcome
 async def live_a_little(store: Store, round_: int) -> None:
     """A bit of everything that is recorded."""
     plain, failed, again = intent(charges=(count(500),)), intent(agent="cat"), intent(charges=(count(500),))
-    for call in (plain, failed, again):
+    worse = intent()
+    for call in (plain, failed, again, worse):
         await store.admit(call)
     await store.admit(intent(refusal=("forbidden", "authorise", "no")))
     await store.finish(outcome(plain.call_id))
     await store.finish(outcome(failed.call_id, state="failed", code="backend_rejected", message="no"))
-    await store.finish(outcome(again.call_id, laps_us={"resolve": 3, "dispatch": 900}, is_plain=True))
+    usual: dict[str, Any] = {"laps_us": {"resolve": 3, "dispatch": 900}, "is_plain": True}
+    await store.finish(outcome(again.call_id, **usual))
+    await store.finish(outcome(worse.call_id, state="failed", code="backend_rejected", message="no", **usual))
     for number, decision in enumerate(("approve", "reject")):
         held = held_intent(arguments={"round": round_, "number": number}, charges=(count(500),))
         await store.admit(held)
@@ -117,7 +120,7 @@ def place(database: Path, which: str) -> tuple[str, int]:
 # as is usual, and is judged by its text. The intents of the first chain: FULL; HALF, of another
 # caller, names it for the tool alone; SHORT for both.
 ENTRY = "id = 4"
-TOLD, NAMING = "id = 1", "id = 3"
+TOLD, NAMING, FAILED = "id = 1", "id = 3", "id = 4"
 FULL, HALF, SHORT = 2, 3, 4
 HOLD = "call_id = (select call_id from hold order by call_id limit 1)"
 
@@ -148,7 +151,7 @@ def test_what_the_store_wrote_verifies(database: Path) -> None:
             assert verify(database, processes=processes) == alone
     found = verify(database)
     assert found.fault is None
-    assert (found.ok, found.chains, found.records, found.erased) == (True, 2, 14, 0)
+    assert (found.ok, found.chains, found.records, found.erased) == (True, 2, 16, 0)
     assert found.limits
 
 
@@ -160,7 +163,7 @@ async def test_it_verifies_while_a_broker_writes(tmp_path: Path) -> None:
         await store.admit(intent())
         found = verify(tmp_path / "broker.db")
         assert found.fault is None
-        assert found.records == 8
+        assert found.records == 9
     finally:
         await store.aclose()
 
@@ -175,7 +178,7 @@ def test_a_changed_entry_is_found_where_it_is(database: Path, column: str) -> No
     assert (fault.chain, fault.seq) == (chain, seq)
 
 
-@pytest.mark.parametrize("record", [TOLD, NAMING])
+@pytest.mark.parametrize("record", [TOLD, NAMING, FAILED])
 @pytest.mark.parametrize("column", columns("invocation"))
 def test_a_changed_record_is_found(database: Path, column: str, record: str) -> None:
     assert fault_after(database, changed("invocation", column, record)).chain
@@ -192,11 +195,12 @@ def test_a_usual_call_is_judged_by_its_text_alone(database: Path, monkeypatch: p
     monkeypatch.setattr(Records, "judge", noted)
     assert verify(database, processes=1).ok
     with by_hand(database) as db:
-        told, naming = (
-            db.execute(f"select call_id from invocation where {which}").fetchone()[0] for which in (TOLD, NAMING)
+        told, naming, failed = (
+            db.execute(f"select call_id from invocation where {which}").fetchone()[0]
+            for which in (TOLD, NAMING, FAILED)
         )
     assert told in judged
-    assert naming not in judged
+    assert not {naming, failed} & {*judged}
 
 
 @pytest.mark.parametrize(
@@ -219,12 +223,36 @@ def test_a_usual_call_is_judged_by_its_text_alone(database: Path, monkeypatch: p
         "laps_us = '{\"dispatch\":900}'",
         "laps_us = replace(laps_us, 'resolve', 'resolved')",
         "held = 1",
+        "result_bytes = 0",
+        "result_digest = ''",
+        "backend_status = ''",
+        "message = 'x'",
+        "code = 'x'",
         "stage = 'dispatch'",
     ],
 )
 def test_no_text_of_a_record_passes_for_another(database: Path, change: str) -> None:
     fault = fault_after(database, f"update invocation set {change} where {NAMING}")
     assert change.split(" =", maxsplit=1)[0] in fault.what
+
+
+@pytest.mark.parametrize(
+    ("record", "change"),
+    [
+        (NAMING, """quotas = quotas || ',"request_id":"7"', request_id = ''"""),
+        (NAMING, """request_id = '7","trace_id":"' || trace_id, trace_id = ''"""),
+        (FAILED, """backend_status = backend_status || '","code":"' || code, code = ''"""),
+        (FAILED, """laps_us = laps_us || ',"message":"' || message || '"', message = ''"""),
+        (
+            FAILED,
+            """message = message || '","result_bytes":2,"result_digest":"' || result_digest, result_digest = '',
+            result_bytes = 0""",
+        ),
+    ],
+)
+def test_no_two_columns_pass_for_others(database: Path, record: str, change: str) -> None:
+    """What the one has too much the other lacks."""
+    fault_after(database, f"update invocation set {change} where {record}")
 
 
 @pytest.mark.parametrize("column", columns("hold"))
@@ -314,7 +342,7 @@ def rehash(db: sqlite3.Connection, chain: str) -> None:
 )  # fmt: skip
 def test_an_intent_that_names_what_it_should_not_is_found(database: Path, named: Any) -> None:
     """Another caller, one that says nothing itself, itself, a later one, none, no intent; in a chain that is whole."""
-    (chain, _), last = place(database, "id = 1"), place(database, "kind = 'outcome' and id = 8")
+    (chain, _), last = place(database, "id = 1"), place(database, "kind = 'outcome' and id = 9")
     with by_hand(database) as db:
         (body,) = db.execute("select body from entry where id = ?", (SHORT,)).fetchone()
         assert json.loads(body)["as"] == [FULL, FULL]
@@ -333,7 +361,7 @@ def test_whose_naming_another_changes_with_it(database: Path) -> None:
         db.execute("update invocation set credential_id = 'jti-2' where id = 1")
         rehash(db, chain)
     fault = fault_after(database, "update entry set at_ms = at_ms where id = 1")
-    assert (fault.chain, fault.seq) == (chain, 8)
+    assert (fault.chain, fault.seq) == (chain, 9)
     assert "`credential_id`" in fault.what
 
 

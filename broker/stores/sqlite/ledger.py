@@ -109,16 +109,22 @@ class Ledger:
         """
         if self._seq == 0:
             self._begin(at_ms)
-        said = [self._said.get(caller, 0), self._said.get(called, 0)]
-        if any(said):
-            body["as"] = said
-        for seq, names, values in zip(said, (CALLER, CALLED), (caller, called), strict=True):
-            if not seq:
-                body["set"].update(zip(names, values, strict=True))
-                if len(self._said) == SAID:
-                    del self._said[next(iter(self._said))]
-                self._said[values] = self._seq + 1
+        said = body["set"]
+        named = [
+            self._said.get(caller) or self._say(said, CALLER, caller),
+            self._said.get(called) or self._say(said, CALLED, called),
+        ]
+        if any(named):
+            body["as"] = named
         self.append("intent", call_id, at_ms, body)
+
+    def _say(self, said: dict[str, Any], names: tuple[str, ...], values: tuple[str, ...]) -> int:
+        """Have the next entry say them itself, for others to name: 0."""
+        said.update(zip(names, values, strict=True))
+        if len(self._said) == SAID:
+            del self._said[next(iter(self._said))]
+        self._said[values] = self._seq + 1
+        return 0
 
     def _append(self, kind: str, call_id: str, at_ms: int, body: bytes) -> None:
         seq, prev = self._seq + 1, self._prev

@@ -18,7 +18,7 @@ from broker.authserver.accounts import hashed
 from broker.authserver.tokens import issue
 from broker.errors import Held
 from broker.faces import web
-from broker.faces.cli.serving import application
+from broker.faces.cli.serving import BESIDE, application
 from broker.model.directory import Account, Client
 from tests.world import agent, perform, settings_in
 
@@ -91,7 +91,7 @@ async def house_with(folder: Path, manifests: str, **keys: Any) -> AsyncGenerato
 
         async def run() -> None:
             async with application(broker) as app:
-                house.routes = (await app.beside()).routes
+                house.routes = [route for word in BESIDE for route in (await app.beside(word)).routes]
                 await web.serve(app, settings, lambda _: ready.set(), bound=bound, stop=stop)
 
         tasks.start_soon(run)

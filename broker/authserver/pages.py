@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import Response
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 HEADERS: Mapping[str, str] = {
     "Cache-Control": "no-store",
@@ -22,6 +24,8 @@ HEADERS: Mapping[str, str] = {
 
 @cache
 def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # late: programs ask for tokens, and see no page
+
     return Environment(
         loader=PackageLoader("broker.authserver"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

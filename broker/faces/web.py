@@ -59,15 +59,15 @@ class Web:
     def __init__(
         self,
         agents: AgentServer,
-        beside: Callable[[], Beside],
+        beside: Mapping[str, Callable[[], Beside]],
         not_ready: Callable[[], Sequence[str]],
         version: str,
         *,
         home: str = "",
     ) -> None:
         self._agents = agents
-        self._build = beside
-        self._beside: Beside | None = None
+        self._builders = beside
+        self._beside: dict[str, Beside] = {}
         self._building = anyio.Lock()
         self._not_ready = not_ready
         self._version = version
@@ -93,7 +93,7 @@ class Web:
             else:
                 await _json(send, *self._plain[path]())
         else:
-            await self._other(scope, receive, send)
+            await self._other(path, scope, receive, send)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -103,8 +103,8 @@ class Web:
     async def drain(self, seconds: float) -> None:
         """Begin to shut down: `/readyz` turns red, nothing new is taken, streams end in good order."""
         self._draining = True
-        if self._beside is not None:
-            self._beside.on_drain()
+        for beside in self._beside.values():
+            beside.on_drain()
         await self._agents.drain(seconds)
 
     def _about(self) -> tuple[int, Any]:
@@ -114,7 +114,7 @@ class Web:
         reasons = ["shutting down"] if self._draining else list(self._not_ready())
         return (503, {"status": "not ready", "reasons": reasons}) if reasons else (200, {"status": "ready"})
 
-    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _other(self, path: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         headers, twice = read_headers(scope["headers"])
         if twice or (status := self._agents.places.host_status(headers, scope.get("server"))) == 400:
             await _json(send, 400, {"error": "bad request"})
@@ -125,7 +125,9 @@ class Web:
         if b"transfer-encoding" in headers or content_length(headers) > FORM_BYTES:
             await _json(send, 413, {"error": f"at most {FORM_BYTES} bytes, with a Content-Length"}, [CLOSE])
             return
-        beside = self._beside or await self.beside()
+        word = path[1:].partition(b"/")[0].decode("latin-1")
+        word = word if word in self._builders else ""
+        beside = self._beside.get(word) or await self.beside(word)
         from starlette.exceptions import HTTPException  # loaded by now: what is beside is made of it
 
         try:
@@ -133,24 +135,31 @@ class Web:
         except HTTPException as refusal:
             await _json(send, refusal.status_code, {"error": refusal.detail})
 
-    async def beside(self) -> Beside:
-        """What is served beside the agents' endpoints, built when it is first asked for."""
+    async def beside(self, word: str) -> Beside:
+        """What is served below this first word of a path, built when it is first asked for."""
         async with self._building:
-            if self._beside is None:
-                self._beside = await to_thread.run_sync(self._build)
-        return self._beside
+            if word not in self._beside:
+                self._beside[word] = await to_thread.run_sync(self._builders[word])
+        return self._beside[word]
+
+
+async def not_found(_scope: Scope, _receive: Receive, send: Send) -> None:
+    await _json(send, 404, {"error": "there is nothing here"})
+
+
+NOTHING_BESIDE: Mapping[str, Callable[[], Beside]] = {"": lambda: Beside(not_found)}
 
 
 def build(
     agents: AgentServer,
     *,
-    beside: Callable[[], Beside] = lambda: Beside(not_found),
+    beside: Mapping[str, Callable[[], Beside]] = NOTHING_BESIDE,
     not_ready: Callable[[], Sequence[str]] = lambda: (),
     version: str = "",
     home: str = "",
 ) -> Web:
-    """The ASGI root. beside: builds whatever else is served (OAuth, metadata), in a thread, when it is first asked for;
-    each brings its own identity checks.
+    """The ASGI root. beside: whatever else is served (OAuth, metadata), by the first word of its paths ("" for all
+    others); each is built in a thread when it is first asked for, and brings its own identity checks.
 
     not_ready: why calls cannot be served now, shown on `/readyz`; empty when they can. home: the path where people are
     sent who ask for `/`.
@@ -271,7 +280,3 @@ async def _json(send: Send, status: int, value: Any, headers: RawHeaders = ()) -
     lines = [*JSON_HEADERS, (b"content-length", b"%d" % len(body)), *headers]
     await send({"type": "http.response.start", "status": status, "headers": lines})
     await send({"type": "http.response.body", "body": body})
-
-
-async def not_found(_scope: Scope, _receive: Receive, send: Send) -> None:
-    await _json(send, 404, {"error": "there is nothing here"})

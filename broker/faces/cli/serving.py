@@ -8,13 +8,14 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 import structlog
 
 from broker import __version__
-from broker.assembly import Broker
+from broker.assembly import Broker, load
 from broker.auth import challenge, local
 from broker.authserver import unsafe
 from broker.errors import ConfigurationError, Problem, SettingsError
@@ -36,6 +37,15 @@ INSTRUCTIONS = (
     "Every tool here is governed: a call may be refused, throttled, or held for a person's decision. Each refusal says "
     "why, whether anything was done, and what to do next; do not repeat a call that says not to."
 )
+
+BESIDE = {
+    "console": "broker.faces.cli.beside:console",
+    "api": "broker.faces.cli.beside:api",
+    "metrics": "broker.faces.cli.beside:metrics",
+    "": "broker.faces.cli.beside:sign_in",
+}
+"""What is served beside the agents' endpoints, by the first word of its paths ("": of all others): "module:Name" of
+what builds it on a broker. Imported when it is asked for: their libraries are a third of a start and of the memory."""
 
 log = structlog.get_logger("broker.serve")
 
@@ -69,19 +79,17 @@ async def over_stdio(settings: Settings) -> None:
 async def application(broker: Broker) -> AsyncGenerator[web.Web]:
     """Every face this broker has over HTTP, ready to be served where `broker.where` says."""
     async with _faced(broker) as agents, AsyncExitStack() as stack:
-
-        def beside() -> web.Beside:
-            from broker.faces.cli.beside import beside  # late: its libraries are a third of a start and of the memory
-
-            return beside(broker, stack)
-
         yield web.build(
             agents,
-            beside=beside,
+            beside={word: partial(_beside, word, broker, stack) for word in BESIDE},
             not_ready=lambda: broker.not_ready,
             version=__version__,
             home="/console" if has_console(broker.settings) else "",
         )
+
+
+def _beside(word: str, broker: Broker, stack: AsyncExitStack) -> web.Beside:
+    return load(BESIDE[word])(broker, stack)
 
 
 def has_console(settings: Settings) -> bool:

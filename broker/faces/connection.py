@@ -13,18 +13,17 @@ What must not live here: anything that looks into a request.
 
 from __future__ import annotations
 
-from asyncio import Event, Task, TimerHandle, Transport
-from collections.abc import Callable, Coroutine, Mapping
+from asyncio import TimerHandle, Transport
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from broker.faces.line import ANSWER, HANGUP, PIECE, UNASKED, Hangup, Line, Shortcut
+
 if TYPE_CHECKING:
     from broker.settings import Limits
-
-# ASGI extension under which a request finds its `Hangup`.
-HANGUP = "broker.hangup"
 
 # What a connection that is turned away is told, by the limit it met.
 _TOLD: Mapping[str, tuple[bytes, bytes]] = {
@@ -33,109 +32,6 @@ _TOLD: Mapping[str, tuple[bytes, bytes]] = {
     "body_s": (b"408 Request Timeout", b"the body did not come in time"),
     "header_bytes": (b"431 Request Header Fields Too Large", b"the headers are too long"),
 }
-
-
-# ASGI extension by which a whole response is sent in one write: see `Connection.answer`.
-ANSWER = "broker.answer"
-
-# ASGI extension with the bytes that brought the request, when nothing came before or with them that is not its own.
-PIECE = "broker.piece"
-
-
-class Shortcut(Protocol):
-    """A way past the parser for requests whose head is known: see `broker.faces.mcp.shortcut`."""
-
-    def __call__(self, data: bytes, server: Any) -> object | int | None:
-        """The request in these bytes, sent to this address of ours; how many bytes of it are missing; None: it goes the
-        usual way."""
-        ...
-
-    def answer(self, taken: Any, line: Line) -> Coroutine[Any, Any, None]:
-        """Answer what `__call__` has given; to be awaited at once, in a task of its own."""
-        ...
-
-    def hold(self, size: int) -> bool:
-        """Count so many bytes that wait for the rest; False when there is no room for them."""
-        ...
-
-    def let_go(self, size: int) -> None:
-        """They wait no longer."""
-        ...
-
-
-class _Unasked(Event):
-    """The event of a body that came whole: there is nobody to wake."""
-
-    def set(self) -> None:
-        """Nothing waits."""
-
-
-_UNASKED = _Unasked()
-
-
-class Hangup:
-    """Tells the request being worked on that its client went away, without a task to watch for it.
-
-    task: what is cancelled then; None while there is nothing to cancel.
-    """
-
-    __slots__ = ("gone", "task")
-
-    def __init__(self) -> None:
-        self.gone = False
-        self.task: Task[Any] | None = None
-
-    def tell(self) -> None:
-        self.gone = True
-        if self.task is not None:
-            self.task.cancel()
-
-
-Answering = Callable[[bytes, bytes], bool]
-"""`Connection.answer` of one request."""
-
-
-class Line:
-    """In the place of uvicorn's cycle for requests that took the shortcut: one for all of a connection, as there is one
-    at a time.
-
-    task: whose work the request is. answer: see `Connection.answer`; `send` is the usual way, as in ASGI. now: the
-    loop's time. broke: told a fault of ours. done: has to be called at the end, with the task.
-    """
-
-    __slots__ = (
-        "_connection", "_usual", "answer", "disconnected", "done", "hangup", "keep_alive", "now", "response_complete",
-        "response_started", "task",
-    )  # fmt: skip
-
-    message_event = _UNASKED
-    task: Task[None]
-
-    def __init__(self, connection: Connection, hangup: Hangup) -> None:
-        self._connection = connection
-        self._usual: RequestResponseCycle | None = None
-        self.hangup = hangup
-        self.disconnected = self.response_started = self.response_complete = False
-        self.keep_alive = True
-        self.answer: Answering = partial(connection.answer, self)
-        self.now: Callable[[], float] = connection.loop.time
-        self.done: Callable[[Task[None]], None] = connection.tasks.discard
-
-    def broke(self, fault: BaseException) -> None:
-        self._connection.broke(self, fault)
-
-    def end(self) -> None:
-        """It is of no more use: the connection is gone, or the request goes the usual way."""
-        self.answer = _refuse  # or it would wait for the collector, knowing itself
-
-    async def send(self, message: Any) -> None:
-        if self._usual is None:
-            self._usual = self._connection.as_usual(self)
-        await self._usual.send(message)
-
-
-def _refuse(_head: bytes, _body: bytes) -> bool:
-    return False
 
 
 def protocol_class(limits: Limits, shortcut: Shortcut) -> type[HttpToolsProtocol]:
@@ -227,7 +123,10 @@ class Connection(HttpToolsProtocol):
             self._disarm()
         line = self._line
         if line is None:
-            line = self._line = Line(self, self._hangup)
+            line = self._line = Line(
+                self._hangup, now=self.loop.time, done=self.tasks.discard, broke=self.broke, usual=self.as_usual
+            )
+            line.answer = partial(self.answer, line)
         else:
             line.response_started = line.response_complete = False
         self.cycle = line  # type: ignore[assignment]
@@ -252,7 +151,7 @@ class Connection(HttpToolsProtocol):
             access_logger=self.access_logger,
             access_log=False,
             default_headers=self.server_state.default_headers,
-            message_event=_UNASKED,
+            message_event=UNASKED,
             expect_100_continue=False,
             keep_alive=line.keep_alive,
             on_response=self.on_response_complete,

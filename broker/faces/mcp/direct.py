@@ -7,7 +7,7 @@ that is decided before the call is made, so a call is never made twice. A call t
 waiting for a person, a slow backend) has its answer turned into an event stream of comments with the result at its end,
 where the client accepts one, so that no proxy in between takes the silence for a dead peer.
 
-Why no task per call to watch for the client's leaving: the connection tells (`broker.faces.connection`), and a task
+Why no task per call to watch for the client's leaving: the connection tells (`broker.faces.line`), and a task
 group, or a scope of cancellation, costs more than everything else here. Where there is no such connection, a task group
 does it.
 """
@@ -23,7 +23,7 @@ import orjson
 import structlog
 
 from broker.errors import Broken, InsufficientScope, Unauthenticated, UnknownTool
-from broker.faces.connection import ANSWER, HANGUP, Answering, Hangup
+from broker.faces.line import ANSWER, HANGUP, Answering, Hangup
 from broker.faces.mcp.agreement import CAPABILITIES_KEY, CLIENT_KEY, INVALID_PARAMS, SERVER_KEY, VERSION_KEY
 from broker.faces.mcp.calls import (
     PROTOCOL_ERRORS,

@@ -24,7 +24,7 @@ import orjson
 
 from broker.data import dataclass, field
 from broker.errors import BrokerError, InsufficientScope, Malformed, Unauthenticated
-from broker.faces.connection import PIECE, Line
+from broker.faces.line import PIECE, Line
 from broker.faces.mcp.agreement import CAPABILITIES_KEY, MODERN, VERSION_KEY
 from broker.faces.mcp.bodies import Budget
 from broker.faces.mcp.calls import OWN_META, Declared, declared, made
@@ -105,14 +105,14 @@ class Shortcut:
         self._heads[told[0]] = Head(request.scope.get("server"), said, mark, version, named, request.accepts)
 
     def hold(self, size: int) -> bool:
-        """See faces.connection.Shortcut. What waits counts as bytes in flight."""
+        """See faces.line.Shortcut. What waits counts as bytes in flight."""
         if size > self._budget.left:
             return False
         self._budget.take(size)
         return True
 
     def let_go(self, size: int) -> None:
-        """See faces.connection.Shortcut."""
+        """See faces.line.Shortcut."""
         self._budget.give(size)
 
     def __call__(self, data: bytes, server: Any) -> Taken | int | None:
@@ -157,7 +157,7 @@ class Shortcut:
         return call, request_id, head, size
 
     async def answer(self, taken: Taken, line: Line) -> None:
-        """See faces.connection.Shortcut."""
+        """See faces.line.Shortcut."""
         call, request_id, head, size = taken
         line.hangup.task = task = line.task
         exchange = Exchange(line.send, line.answer, line.now())

@@ -53,7 +53,7 @@ def console(broker: Broker, stack: AsyncExitStack) -> web.Beside:
         )
     if issuer is None:
         return web.Beside(web.not_found)
-    site = Console(_office_of(broker), issuer, verify=partial(_verify, broker), base_url=broker.where.base_url())
+    site = Console(office_of(broker), issuer, verify=partial(_verify, broker), base_url=broker.where.base_url())
     return _routed(site.routes(), site.close)
 
 
@@ -62,7 +62,7 @@ def api(broker: Broker, _stack: AsyncExitStack) -> web.Beside:
 
     return _routed(
         Api(
-            _office_of(broker),
+            office_of(broker),
             bearer=challenge.bearer,
             challenge=challenge.at,
             called=lambda host: as_called(broker.where.base_url(), host),
@@ -76,7 +76,7 @@ def metrics(broker: Broker, _stack: AsyncExitStack) -> web.Beside:
 
     return _routed(
         Metrics(
-            _office_of(broker),
+            office_of(broker),
             broker.pipeline.tally,
             not_ready=lambda: broker.not_ready,
             unrecorded=lambda: broker.pipeline.unrecorded,
@@ -120,7 +120,7 @@ async def _verify(broker: Broker) -> Verified:
     return Verified(found.ok, told, found.limits, broker.clock.now_ms())
 
 
-def _office_of(broker: Broker) -> Office:
+def office_of(broker: Broker) -> Office:
     from broker.faces.office import Office
 
     return Office(

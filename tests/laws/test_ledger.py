@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 import pytest
 
+from broker.errors import RecordUnavailable
 from broker.model.hold import Review
 from broker.ports import Store
 from broker.stores.sqlite.ledger import whole
@@ -153,6 +154,22 @@ def test_what_the_store_wrote_verifies(database: Path) -> None:
     assert found.fault is None
     assert (found.ok, found.chains, found.records, found.erased) == (True, 2, 16, 0)
     assert found.limits
+
+
+@pytest.mark.anyio
+async def test_who_follows_a_ledger_whose_named_entry_is_gone_is_told_so(database: Path) -> None:
+    with by_hand(database) as db:
+        rows = db.execute(
+            "select chain, json_extract(body, '$.as[0]') from entry where body like '%\"as\":%'"
+        ).fetchall()
+        chain, named = next(row for row in rows if row[1])
+        db.execute("delete from entry where chain = ? and seq = ?", (chain, named))
+    store = await open_store(database.parent)
+    try:
+        with pytest.raises(RecordUnavailable, match="was changed"):
+            await store.entries_after(0, (), 1000)
+    finally:
+        await store.aclose()
 
 
 @pytest.mark.anyio

@@ -38,6 +38,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from broker import __version__
+from broker.errors import RecordUnavailable
 from broker.model.canonical import canonical
 from broker.model.ledger import Head, Heads
 from broker.stores.sqlite.rows import Rows
@@ -140,12 +141,21 @@ class Ledger:
 
 
 def whole(db: sqlite3.Connection, chain: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The body of an entry of this chain with all that it says, also by `as`."""
+    """The body of an entry of this chain with all that it says, also by `as`.
+
+    Raises RecordUnavailable where what it names is not there: somebody changed the ledger.
+    """
     says: dict[str, Any] = {}
     for seq, names in zip(body.pop("as", ()), (CALLER, CALLED), strict=False):
         if seq:
-            (said,) = db.execute("select body from entry where chain = ? and seq = ?", (chain, seq)).fetchone()
-            says |= {name: json.loads(said)["set"][name] for name in names}
+            row = db.execute("select body from entry where chain = ? and seq = ?", (chain, seq)).fetchone()
+            said: dict[str, Any] = json.loads(row[0]).get("set", {}) if row else {}
+            if not said.keys() >= set(names):
+                raise RecordUnavailable(
+                    f"The ledger was changed: entry {seq} of chain {chain} does not say what a later one says it does.",
+                    next_step="Run broker verify.",
+                )
+            says |= {name: said[name] for name in names}
     return {**body, "set": {**says, **body["set"]}} if says else body
 
 

@@ -96,7 +96,7 @@ async def test_pages_made_in_haste_show_each_call_once(
     seed(tmp_path / "broker.db", 150, held=5)
     who = Principal("console", user="USER-14", tenant="acme", issuer="https://issuer.example", scopes=frozenset(scopes))
     async with broker_with(tmp_path, MANIFEST) as broker:
-        looking, asked = office_of(broker), InvocationQuery(**query)  # pyright: ignore[reportPrivateUsage]
+        looking, asked = office_of(broker), InvocationQuery(**query)
         every = await broker.store.invocations(InvocationQuery(within="acme", limit=1000))
         found = await broker.store.invocations(replace(asked, within="acme", limit=1000))
         expected = [one.call_id for one in found if looking.sees(who, one)]

@@ -1,22 +1,20 @@
 """Sets of changes of the schema, each made once, in order, and told by its name in the database.
 
-All that is pending is one transaction: a new database costs one commit, and a start that fails changes nothing.
+sqlite-utils makes them and keeps that table. Ours is the look whether there is anything to make, since mostly there is
+not and the library is a tenth of a start; and one transaction around all of it, so that a new database costs one commit
+and a start that fails changes nothing.
 
-What must not live here: any table but the one that says what was done, and who else may be migrating (database).
+What must not live here: any table, and who else may be migrating (database).
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 Step = Callable[[sqlite3.Connection], None]
 
-_TABLE = """create table if not exists _sqlite_migrations (
-    id integer primary key, migration_set text, name text, applied_at text)"""
-_INDEX = """create unique index if not exists idx__sqlite_migrations_migration_set_name
-    on _sqlite_migrations (migration_set, name)"""
+_TABLE = "_sqlite_migrations"  # the library's
 
 
 class Migrations:
@@ -38,20 +36,20 @@ class Migrations:
 
     def apply(self, db: sqlite3.Connection) -> None:
         """Take every step that was not taken. db: in autocommit mode; nobody else migrates meanwhile."""
-        applied = self._applied(db)
-        pending = {name: step for name, step in self._steps.items() if name not in applied}
-        if not pending:
+        if self._applied(db) >= self._steps.keys():
             return
+        import sqlite_utils  # only here: see above
+
+        library = sqlite_utils.Migrations(self.name)
+        for name, step in self._steps.items():
+
+            def take(database: sqlite_utils.Database, step: Step = step) -> None:
+                step(database.conn)
+
+            library(name=name)(take)
         db.execute("begin immediate")
         try:
-            db.execute(_TABLE)
-            db.execute(_INDEX)
-            for name, step in pending.items():
-                step(db)
-                db.execute(
-                    "insert into _sqlite_migrations (migration_set, name, applied_at) values (?, ?, ?)",
-                    (self.name, name, str(datetime.now(UTC))),
-                )
+            library.apply(sqlite_utils.Database(db))
             db.execute("commit")
         except BaseException:
             if db.in_transaction:
@@ -59,11 +57,8 @@ class Migrations:
             raise
 
     def _applied(self, db: sqlite3.Connection) -> set[str]:
-        found = db.execute(
-            "select 1 from sqlite_schema where type = 'table' and name = '_sqlite_migrations'"
-        ).fetchone()
+        found = db.execute("select 1 from sqlite_schema where type = 'table' and name = ?", (_TABLE,)).fetchone()
         if found is None:
             return set()
-        return {
-            name for (name,) in db.execute("select name from _sqlite_migrations where migration_set = ?", (self.name,))
-        }
+        names = f"select name from {_TABLE} where migration_set = ?"  # noqa: S608 – a constant
+        return {name for (name,) in db.execute(names, (self.name,))}

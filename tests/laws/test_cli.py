@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import orjson
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +21,7 @@ from broker.faces.cli import COMMANDS
 from broker.faces.cli.app import built_command
 from broker.faces.cli.arguments import read_arguments, typed
 from broker.faces.cli.config_file import ConfigFile
+from broker.faces.cli.logs import to_stderr
 from broker.faces.cli.takeover import convert
 from broker.faces.text import is_unsafe, rendered, safe, safe_json
 from tests.command import broker
@@ -315,3 +318,13 @@ def test_settings_that_are_not_there_are_named_with_the_command_that_writes_them
     assert said.err.startswith("none.yaml: ")
     assert "broker init" in said.err
     assert orjson.dumps(said.out) == b'""'
+
+
+def test_a_line_of_the_log_goes_to_the_stderr_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    with io.StringIO() as first:
+        monkeypatch.setattr(sys, "stderr", first)
+        to_stderr("warning")
+    second = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", second)
+    structlog.get_logger("broker").warning("heard")
+    assert "heard" in second.getvalue()

@@ -337,8 +337,8 @@ class Session:
     def stamp_call(self, params: dict[str, Any], told: Mapping[str, Any]) -> Mapping[str, str]:
         """As `stamp`, of a tools/call: its headers. What the SDK says of a tool it says each time, unless arguments are
         mirrored; so it is asked once for each."""
-        stamp, name = self._session._stamp, params["name"]  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-        if self._session._x_mcp_header_maps.get(name):  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        stamp, name = self._session._stamp, params["name"]  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] – see the module's head
+        if self._session._x_mcp_header_maps.get(name):  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] – the same
             return self.stamp("tools/call", params, told).get("headers", {})
         known = self._stamps.get(name)
         if known is None or known[0] is not stamp:  # another version has been agreed on

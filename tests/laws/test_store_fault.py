@@ -16,6 +16,7 @@ import pytest
 from broker.errors import Internal, RecordUnavailable
 from broker.model.invocation import Intent, InvocationQuery
 from broker.stores.sqlite import admission, ledger
+from broker.stores.sqlite.live_file import is_busy
 from broker.stores.sqlite.store import SqliteStore
 from broker.stores.sqlite.transaction import Transaction
 from broker.verifier import verify
@@ -298,3 +299,11 @@ async def test_few_callers_are_remembered(store: SqliteStore, tmp_path: Path, mo
     for number in range(40):
         await store.admit(intent(agent=f"agent-{number % 3}", tool=f"tool-{number % 4}"))
     assert verify(tmp_path / "broker.db").fault is None
+
+
+async def test_an_error_without_a_code_is_nobodys_lock() -> None:
+    with closing(sqlite3.connect(":memory:")) as db:
+        pass
+    with pytest.raises(sqlite3.ProgrammingError) as closed:
+        db.execute("select 1")
+    assert not is_busy(closed.value)

@@ -6,9 +6,9 @@ carries the context of whoever sent a message into the task that posts it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
@@ -16,6 +16,8 @@ from broker.data import dataclass
 from broker.errors import Broken, BrokerError, TimedOut, Unavailable
 from broker.model.back import Back
 from broker.model.empty import NOTHING
+
+T = TypeVar("T")
 
 
 class Cut(RuntimeError):
@@ -72,6 +74,11 @@ class Exchange:
         if not self._is_settled:
             self._wanted = anyio.Event()
             await self._wanted.wait()
+
+    async def within(self, doing: Awaitable[T]) -> T:
+        """What may wait for more than the connection does. Raises TimeoutError at the deadline."""
+        with anyio.fail_after(self.deadline - anyio.current_time()):
+            return await doing
 
     def unanswered(self, sentence: str, reason: str) -> BrokerError:
         """The error for an exchange that broke, by whether anything of it had left."""

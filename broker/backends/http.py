@@ -13,9 +13,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, Literal, Self, cast
 
 import anyio
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -45,8 +45,6 @@ from broker.model.call import Call
 from broker.model.sketch import Sketch
 from broker.model.tool import Tool
 from broker.ports import BackendContext, Health, Offer
-
-C = TypeVar("C")
 
 LAST_CALLS_S = 5.0  # how long closing waits for calls under way
 PAUSE_S = 0.1  # before a second attempt; doubles, with jitter
@@ -234,7 +232,7 @@ class HttpBackend:
         exchange = Exchange(deadline, repeatable=attempts.repeatable, is_exact=True)
         told = False
         try:
-            credential = None if self._auth is None else await _within(deadline, self._auth.header())
+            credential = None if self._auth is None else await exchange.within(self._auth.header())
             if placed.headers or credential is not None or placed.body is None or call.trace_parent:
                 lines = self._lines(placed, call, credential)
             else:  # the most usual request: only the ids differ from the last one
@@ -245,7 +243,7 @@ class HttpBackend:
             if body is None:
                 body = await self._body(response)
             if response.status == 401 and self._auth is not None and credential is not None:
-                again = await _within(deadline, self._auth.renewed(credential[1]))
+                again = await exchange.within(self._auth.renewed(credential[1]))
                 if again is not None:
                     lines = self._lines(placed, call, again)
                     response = await upstream.ask(placed.method, self._target(placed), lines, placed.body, exchange)
@@ -373,12 +371,6 @@ class HttpBackend:
     @property
     def offer(self) -> Offer | None:
         return None
-
-
-async def _within(deadline: float, credential: Awaitable[C]) -> C:
-    """Raises TimeoutError."""
-    with anyio.fail_after(deadline - anyio.current_time()):
-        return await credential
 
 
 def _named(placed: Placed, call: Call) -> dict[str, str]:

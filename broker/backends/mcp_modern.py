@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import anyio
 import orjson
@@ -30,7 +30,6 @@ from broker.errors import AnswerWithheld, Broken, BrokerError
 EVENTS_BURST = 2000
 EVENTS_PER_S = 250.0
 
-T = TypeVar("T")
 Progress = Callable[[float, float | None, str | None], Awaitable[None]]
 
 _FIXED = {
@@ -74,10 +73,10 @@ class ModernCalls:
         auth, credential = self._auth, None
         try:
             if auth is not None:
-                credential = await self._in_time(auth.header(), exchange)
+                credential = await exchange.within(auth.header())
             response = await self._post(named, credential, body, exchange)
             if response.status == 401 and auth is not None and credential is not None:
-                again = await self._in_time(auth.renewed(credential[1]), exchange)
+                again = await exchange.within(auth.renewed(credential[1]))
                 if again is not None:
                     response.close()
                     response = await self._post(named, again, body, exchange)
@@ -88,7 +87,7 @@ class ModernCalls:
                 if whole is not None:
                     message = self._ours(whole, request_id)
                 else:
-                    message = await self._in_time(self._answer(response, request_id, exchange, progress), exchange)
+                    message = await exchange.within(self._answer(response, request_id, exchange, progress))
             finally:
                 response.close()
         except Cut as cut:
@@ -97,11 +96,6 @@ class ModernCalls:
             await anyio.sleep_until(exchange.deadline)
             raise TimeoutError
         return self._result(message)
-
-    async def _in_time(self, doing: Awaitable[T], exchange: Exchange) -> T:
-        """What may wait for more than the connection does. Raises TimeoutError at the deadline."""
-        with anyio.fail_after(exchange.deadline - anyio.current_time()):
-            return await doing
 
     def _post(
         self, named: Mapping[str, str], credential: tuple[str, str] | None, body: bytes, exchange: Exchange

@@ -4,13 +4,20 @@ import os
 import sys
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
 
-# What is validated here is nothing for plug-ins of pydantic that happen to be installed; looking for them takes longer
-# than all validation of a start.
-os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
+def _validate_without_plugins() -> None:
+    """What is validated here is nothing for plug-ins of pydantic that happen to be installed. Looking for them takes
+    longer than all validation of a start, and so do the libraries (mail, archives) that the search is made of."""
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    if os.environ["PYDANTIC_DISABLE_PLUGINS"] in ("__all__", "1", "true"):
+        none = ModuleType("pydantic.plugin._loader")
+        none.__dict__["get_plugins"] = tuple
+        sys.modules.setdefault(none.__name__, none)
 
 
 def _log_without_rich() -> None:
@@ -44,5 +51,6 @@ def _serve_without_commands() -> None:
     sys.modules["uvicorn"] = package
 
 
+_validate_without_plugins()
 _log_without_rich()
 _serve_without_commands()

@@ -12,7 +12,7 @@ are made of stays, and looking at all of it again and again was a sixth of a sta
 
 def main() -> None:
     gc.set_threshold(GARBAGE)
-    from broker.faces.cli.app import run  # imported here so that importing this module costs nothing
+    from broker.faces.cli.run import run  # imported here so that importing this module costs nothing
 
     sys.exit(run(sys.argv[1:]))
 

@@ -2,8 +2,8 @@
 
 The standard library writes and compiles six functions for each class while a module is imported; for the two hundred
 classes of a broker that was a fifth of its start. Here a constructor is written when the first object is made, and the
-other functions are not written at all: they differ only in the names of the fields. The constructor of a frozen class
-sets its fields by their slots, which takes two fifths of the time.
+other functions are not written at all: they differ only in the names of the fields. Each annotation is a field. The
+constructor of a frozen class sets its fields by their slots, which takes two fifths of the time.
 
 `field` is the standard library's, and its `fields`, `replace` and `asdict` work on these classes: the fields are
 its own.
@@ -17,11 +17,23 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import MISSING, FrozenInstanceError, field
 from operator import attrgetter
-from typing import Any, Literal, TypeVar, dataclass_transform
+from typing import Any, Literal, TypeVar, cast, dataclass_transform
 
 __all__ = ["dataclass", "field"]
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(init=False, repr=False, eq=False)
+class _Pattern:
+    """What the library's own functions look for in a class, and in a field of it."""
+
+    field: int
+
+
+_FIELDS = "__dataclass_fields__"
+_KIND: Any = vars(_Pattern)[_FIELDS]["field"]._field_type  # noqa: SLF001 – by which the library knows its own
+_WITHOUT_SLOTS = ("__dict__", "__weakref__")
 
 _OWN = object()  # stands for an argument whose default is a new value for each object
 
@@ -31,9 +43,14 @@ def dataclass(*, frozen: bool = False, eq: bool = True, slots: Literal[True]) ->
     """A data class with slots. frozen: a field is set once. eq: equal by its fields, and when frozen with a hash."""
 
     def made(plain: type[T]) -> type[T]:
-        if plain.__doc__ is None:
-            plain.__doc__ = plain.__name__  # the library would ask for the signature, and it is not written yet
-        cls: Any = dataclasses.dataclass(init=False, repr=False, eq=False, slots=True)(plain)
+        own = {name: _field_of(plain, name, written) for name, written in plain.__annotations__.items()}
+        inherited = {name: one for base in plain.__mro__[:0:-1] for name, one in base.__dict__.get(_FIELDS, {}).items()}
+        every = {**inherited, **own}
+        body = {name: value for name, value in plain.__dict__.items() if name not in own and name not in _WITHOUT_SLOTS}
+        body |= {"__slots__": tuple(name for name in own if name not in inherited), _FIELDS: every}
+        body["__match_args__"] = tuple(name for name, one in every.items() if one.init)
+        cls: Any = type(plain)(plain.__name__, plain.__bases__, body)
+        cls.__qualname__ = plain.__qualname__
         added: dict[str, Any] = {"__init__": _constructor(cls, frozen), "__repr__": _repr(cls)}
         if eq:
             compared = attrgetter("__class__", *(one.name for one in dataclasses.fields(cls) if one.compare))
@@ -46,6 +63,15 @@ def dataclass(*, frozen: bool = False, eq: bool = True, slots: Literal[True]) ->
         return cls
 
     return made
+
+
+def _field_of(plain: type, name: str, written: Any) -> Any:
+    given: Any = plain.__dict__.get(name, MISSING)
+    if type(given).__hash__ is None:
+        raise ValueError(f"{plain.__qualname__}.{name}: a default that can be changed would be one for all objects")
+    one: Any = cast("Any", given if isinstance(given, dataclasses.Field) else field(default=given))
+    one.name, one.type, one._field_type = name, written, _KIND  # noqa: SLF001 – as above
+    return one
 
 
 def _constructor(cls: Any, frozen: bool) -> Callable[..., None]:

@@ -233,7 +233,8 @@ class Reconciler:
             while any(owned.backend.health.state == "starting" for owned in self._owned.values()):
                 await self._stirred.wait()
                 self._stirred = anyio.Event()
-        await self._recompile("offers")
+        if any(owned.backend.offer is not None for owned in self._owned.values()):
+            await self._recompile("offers")
 
     # ------------------------------------------------------------------------------------------------------- changes
 

@@ -23,7 +23,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from broker.data import dataclass
-from broker.document import Document, located_problems, nearest, parse, parse_file, parse_value
+from broker.document import Document, located_problems, nearest, parse, parse_file, parse_value, section
 from broker.errors import Problem, SettingsError
 from broker.secrets import REFERENCE, Secrets
 
@@ -75,7 +75,7 @@ class EmbeddedIssuer(_Section):
 
 
 class Auth(_Section):
-    embedded: EmbeddedIssuer = EmbeddedIssuer()
+    embedded: EmbeddedIssuer = section(EmbeddedIssuer)
     issuers: list[Issuer] = Field(default=[], description="Other issuers whose tokens are accepted.")
     api_keys: bool = Field(default=True, description="Accept API keys made with `broker token --api-key`.")
 
@@ -195,8 +195,8 @@ class Record(_Section):
     auditor_scope: str = Field(
         default="broker.audit", description="The scope that lets a person read the sealed arguments of calls."
     )
-    checkpoints: Checkpoints = Checkpoints()
-    retention: RetentionSettings = RetentionSettings()
+    checkpoints: Checkpoints = section(Checkpoints)
+    retention: RetentionSettings = section(RetentionSettings)
 
     @field_validator("key")
     @classmethod
@@ -277,7 +277,7 @@ class Testing(_Section):
 
 
 class Settings(_Section):
-    listen: Listen = Listen()
+    listen: Listen = section(Listen)
     public_url: str = Field(
         default="", description="The https URL clients use when a proxy with TLS stands in front, without path."
     )
@@ -285,15 +285,15 @@ class Settings(_Section):
     manifests: Path = Field(
         default=Path("tool_manifests"), description="The folder of manifests, relative to this file."
     )
-    auth: Auth = Auth()
-    stdio: StdioIdentity = StdioIdentity()
-    hold: HoldSettings = HoldSettings()
-    console: ConsoleSettings = ConsoleSettings()
-    limits: Limits = Limits()
-    record: Record = Record()
+    auth: Auth = section(Auth)
+    stdio: StdioIdentity = section(StdioIdentity)
+    hold: HoldSettings = section(HoldSettings)
+    console: ConsoleSettings = section(ConsoleSettings)
+    limits: Limits = section(Limits)
+    record: Record = section(Record)
     notify: list[NotifyTo] = Field(default=[], description="Who is told of held calls, besides the console.")
-    traces: Traces = Traces()
-    testing: Testing = Testing()
+    traces: Traces = section(Traces)
+    testing: Testing = section(Testing)
     allowed_hosts: list[str] = Field(
         default=[], description="Further Host header values to accept, each `name` or `name:port`."
     )

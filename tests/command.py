@@ -113,7 +113,7 @@ def serve() -> None:
 
 
 def _become(wanted: Mapping[str, Any]) -> NoReturn:
-    from broker.faces.cli.app import run
+    from broker.faces.cli.run import run
 
     signal.alarm(wanted.get("within_s", DEADLINE_S))
     os.chdir(wanted["cwd"])

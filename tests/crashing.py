@@ -53,7 +53,7 @@ def _ask(wanted: Mapping[str, Any]) -> int:
 
 def fork_on_demand() -> None:
     """Runs in the forker: {words, …} starts a process and says its id, {wait: id} says how it ended."""
-    import_module("broker.faces.cli.serve")
+    import_module("broker.faces.cli.run")
     import_module("broker.faces.cli.serving")
     for line in sys.stdin:
         wanted = json.loads(line)

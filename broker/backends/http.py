@@ -39,6 +39,7 @@ from broker.backends.rejection import rejected
 from broker.backends.spec import Bytes, Seconds, Section, Tls
 from broker.backends.upstream import USER_AGENT, Header, Lines, Response, Upstream
 from broker.data import dataclass
+from broker.document import section
 from broker.errors import AnswerWithheld, BackendError, Broken, BrokerError, TimedOut, Unavailable
 from broker.model.answer import Answer
 from broker.model.call import Call
@@ -66,11 +67,11 @@ class Spec(Section):
     connect_timeout: Seconds = Field(default=3.0, gt=0, description="Time to connect.")
     concurrent: int = Field(default=20, ge=1, le=10_000, description="Calls at a time.")
     queue_timeout: Seconds = Field(default=2.0, ge=0, description="How long a call waits for a free place.")
-    retry: Retry = Field(default=Retry(), description="When a call of an idempotent tool is tried again.")
+    retry: Retry = section(Retry, "When a call of an idempotent tool is tried again.")
     response_bytes: Bytes = Field(default=8_388_608, ge=1024, description="Largest answer, compressed and not.")
     headers: dict[str, str] = Field(default={}, description="Constant headers of every request.")
     credential: Credential | None = Field(default=None, description="How the broker identifies itself.")
-    tls: Tls = Field(default=Tls(), description="How the certificate is verified.")
+    tls: Tls = section(Tls, "How the certificate is verified.")
 
     @model_validator(mode="after")
     def _judged(self) -> Self:

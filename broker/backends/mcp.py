@@ -27,6 +27,7 @@ from broker.backends.decoding import short, storable
 from broker.backends.mcp_part import fault_of, natural_uri, renamed, request_of
 from broker.backends.spec import REFERENCE, Bytes, Seconds, Section, Tls
 from broker.data import dataclass
+from broker.document import section
 from broker.errors import AnswerWithheld, InvalidArguments, Unavailable
 from broker.model.answer import Answer
 from broker.model.back import INPUT_REQUIRED, beyond
@@ -62,7 +63,7 @@ class Spec(Section):
     )
     allow_private: bool = Field(default=False, description="The host is on loopback or in a private network.")
     credential: Credential | None = Field(default=None, description="How the broker identifies itself.")
-    tls: Tls = Field(default=Tls(), description="How the certificate is verified.")
+    tls: Tls = section(Tls, "How the certificate is verified.")
     connect_timeout: Seconds = Field(default=3.0, gt=0, description="Time to connect.")
     timeout: Seconds = Field(default=30.0, gt=0, description="Total time of a call, unless the tool allows less.")
     start_timeout: Seconds = Field(default=15.0, gt=0, description="Time to start, negotiate and list the tools.")

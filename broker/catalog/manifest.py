@@ -14,7 +14,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar, cast
 from pydantic import AfterValidator, BaseModel, Field, create_model, model_validator
 
 from broker.data import dataclass, field
-from broker.document import Document, Loc
+from broker.document import Document, Loc, section
 from broker.errors import Problem
 from broker.model.task import Long
 from broker.model.tool import INJECTABLE, ToolEffect
@@ -132,8 +132,8 @@ class OverrideSpec(Spec):
     task: TaskSpec | None = Field(default=None, description="It may take long; `{}` takes what is usual.")
     scopes: list[Scope] | None = Field(default=None, description="Its scopes, instead of the import's.")
     inject: Inject = Field(default={}, description="Arguments filled in from the caller's identity.")
-    caps: CapsSpec = Field(default=CapsSpec(), description="Time and size limits.")
-    record: RecordSpec = Field(default=RecordSpec(), description="What records keep of the arguments.")
+    caps: CapsSpec = section(CapsSpec, "Time and size limits.")
+    record: RecordSpec = section(RecordSpec, "What records keep of the arguments.")
     redact: list[str] = Field(default=[], description="Further argument paths that records never keep.")
     idempotency: IdempotencySpec | None = Field(
         default=None, description="Arguments that name the act, so that a call sent twice is done once."
@@ -153,8 +153,8 @@ class PartsSpec(Spec):
     )
     drop: list[ForeignPart] = Field(default=[], description="What to leave out of what was taken, expanded URIs too.")
     scopes: list[Scope] | None = Field(default=None, description="Their scopes, instead of the import's.")
-    caps: CapsSpec = Field(default=CapsSpec(), description="Time and size limits of one read.")
-    record: RecordSpec = Field(default=RecordSpec(), description="What records keep of the arguments.")
+    caps: CapsSpec = section(CapsSpec, "Time and size limits of one read.")
+    record: RecordSpec = section(RecordSpec, "What records keep of the arguments.")
     redact: list[str] = Field(default=[], description="Arguments that records never keep.")
 
 

@@ -31,6 +31,7 @@ def tool_draft(
     listed |= {"description": spec.description, "inputSchema": schema}
     if spec.output is not None:
         listed["outputSchema"] = spec.output
+    said = spec.model_dump(mode="json", include={plan.kind, "result"})
     derived = hints(spec.effect, idempotent=spec.idempotent)
     listed["annotations"] = {"openWorldHint": plan.kind != "static", **spec.annotations, **derived}
     return Draft(
@@ -50,7 +51,7 @@ def tool_draft(
         output=output,
         answer=spec,
         action=action,
-        action_said=[getattr(spec, plan.kind).model_dump(mode="json"), spec.result.model_dump(mode="json")],
+        action_said=[said[plan.kind], said["result"]],
         inject=tuple(sorted(spec.inject.items())),
         idempotent=spec.idempotent,
         timeout_s=timeout_s,

@@ -5,6 +5,7 @@ Used by settings and manifests alike. What the keys mean is theirs.
 
 from broker.document.mistakes import did_you_mean, dotted, located_problems, nearest, problems_in
 from broker.document.parsing import Document, Loc, Parsed, parse, parse_file, parse_value, read_documents
+from broker.document.sections import section
 
 __all__ = [
     "Document",
@@ -19,4 +20,5 @@ __all__ = [
     "parse_value",
     "problems_in",
     "read_documents",
+    "section",
 ]

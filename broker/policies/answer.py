@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Self, cast
 
-import jmespath
 import orjson
-from jmespath.exceptions import JMESPathError
 from pydantic import AfterValidator, Field
 
 from broker.data import dataclass, field
+from broker.document import section
 from broker.errors import AnswerWithheld
 from broker.model.answer import Answer
 from broker.policies.amount import reported, unit_of
@@ -27,13 +26,20 @@ _NO_JSON = "it holds what JSON cannot carry (a number beyond 64 bits, half of a 
 DEFAULT_RESULT_BYTES = 1_048_576
 
 
-def _jmespath(source: str) -> str:
+def _compiled(source: str) -> Any:
+    """Raises ValueError."""
+    import jmespath  # by the first expression: most tools have none
+
     if len(source) > 4096:
         raise ValueError("a JMESPath expression has at most 4096 characters")
     try:
-        jmespath.compile(source)
-    except JMESPathError as error:
+        return jmespath.compile(source)
+    except ValueError as error:
         raise ValueError(f"not a JMESPath expression: {str(error).splitlines()[0]}") from None
+
+
+def _jmespath(source: str) -> str:
+    _compiled(source)
     return source
 
 
@@ -55,12 +61,12 @@ class ResultSpec(Spec):
 
 
 class AnswerSpec(Spec):
-    caps: CapsSpec = Field(default=CapsSpec(), description="Time and size limits.")
-    record: RecordSpec = Field(default=RecordSpec(), description="What records keep of the arguments.")
+    caps: CapsSpec = section(CapsSpec, "Time and size limits.")
+    record: RecordSpec = section(RecordSpec, "What records keep of the arguments.")
     redact: list[Annotated[str, AfterValidator(argument_path)]] = Field(
         default=[], description="Further argument paths whose values records never keep, such as card.number."
     )
-    result: ResultSpec = Field(default=ResultSpec(), description="What of the backend's answer is handed on.")
+    result: ResultSpec = section(ResultSpec, "What of the backend's answer is handed on.")
     usage: Usage = Field(
         default={},
         description="What a call has used, for quotas that reserve: `tokens` or a currency, each with a JMESPath over "
@@ -93,10 +99,10 @@ class Shape:
         chosen = spec.result
         return cls(
             most_bytes=spec.caps.result_bytes,
-            select=None if chosen.select is None else jmespath.compile(_jmespath(chosen.select)),
-            text=jmespath.compile(_jmespath(chosen.text)) if chosen.text else None,
+            select=None if chosen.select is None else _compiled(chosen.select),
+            text=_compiled(chosen.text) if chosen.text else None,
             faults=faults,
-            usage={name: jmespath.compile(_jmespath(path)) for name, path in spec.usage.items()},
+            usage={name: _compiled(path) for name, path in spec.usage.items()},
         )
 
     def inspect(self, answer: Answer) -> Answer:
@@ -123,7 +129,7 @@ class Shape:
             unit = unit_of(name)
             try:
                 used = reported(path.search(said), unit)
-            except JMESPathError:
+            except ValueError:  # of JMESPath, whose errors are such
                 continue
             if used is not None:
                 spent[unit] = used
@@ -134,7 +140,7 @@ class Shape:
             value = _decoded(answer)
             value = value if self.select is None else self.select.search(value)
             words = value if self.text is None else self.text.search(value)
-        except JMESPathError as error:
+        except ValueError as error:  # as above
             raise _withheld(f"its result cannot be selected from the answer ({type(error).__name__})") from None
         text = words if isinstance(words, str) else _json(words)
         structured = cast("dict[str, Any]", value) if isinstance(value, dict) else {"result": value}

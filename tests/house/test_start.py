@@ -25,6 +25,7 @@ LATER = {
     "cel_expr_python": "rules that are more than a comparison",
     "google": "its library",
     "click": "the HTTP server's command line",
+    "typer": "the command line",
     "rich": "tables of commands",
     "mcp_types": "the SDK",
     "pygments": "rich",

@@ -13,12 +13,12 @@ from typing import Any
 import orjson
 import pytest
 import structlog
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker.errors import SettingsError
-from broker.faces.cli import COMMANDS
-from broker.faces.cli.app import built_command
+from broker.faces.cli import COMMANDS, start
+from broker.faces.cli.app import built_command, carried_out
 from broker.faces.cli.arguments import read_arguments, typed
 from broker.faces.cli.config_file import ConfigFile
 from broker.faces.cli.logs import to_stderr
@@ -277,7 +277,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 
 def test_help_imports_neither_the_sdk_nor_the_house() -> None:
     code = (
-        "import sys\nfrom broker.faces.cli.app import run\n"
+        "import sys\nfrom broker.faces.cli.run import run\n"
         "assert run(['--help']) == 0\n"
         "heavy = {'mcp', 'pydantic', 'starlette', 'rich', 'broker.assembly', 'broker.settings'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
@@ -285,6 +285,66 @@ def test_help_imports_neither_the_sdk_nor_the_house() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
     assert all(f"\n  {command} " in done.stdout for command in ALL)
+
+
+VALUES = [
+    "0",
+    "8750",
+    "59999",
+    "65535",
+    "65536",
+    "070",
+    "-1",
+    "-",
+    "--",
+    "x.yaml",
+    "",
+    "٣",
+    "1_0",
+    " 1",
+    "--port",
+    "a b",
+    "1\n",
+]
+VALUE = st.sampled_from(VALUES) | st.text(max_size=3)
+PIECES = (
+    st.just(["--stdio"])
+    | st.tuples(st.sampled_from(["--port", "--config", "--con", "--help"]), VALUE).map(list)
+    | VALUE.map(lambda value: [value])
+)
+
+
+@settings(deadline=None)
+@given(st.lists(PIECES, max_size=3), st.sampled_from([None, "", "set.yaml"]))
+@example([["--port", "0"]], "set.yaml")
+@example([["--config", "a"], ["--stdio"]], None)
+@example([["--port", "8750"], ["--config", "a"]], None)
+def test_what_is_plainly_serve_is_read_as_the_library_reads_it(pieces: list[list[str]], named: str | None) -> None:
+    words = ["serve", *(word for piece in pieces for word in piece)]
+    asked: list[dict[str, Any]] = []
+
+    def started(**given: Any) -> None:
+        asked.append(given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("BROKER_CONFIG", raising=False)
+        if named is not None:
+            patch.setenv("BROKER_CONFIG", named)
+        plainly = start.plainly(words)
+        if plainly is None:
+            return
+        patch.setattr(start, "start", started)
+        assert carried_out(words) == 0
+    assert asked == [plainly]
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--port"], ["--port", "65536"], ["--stdio", "--port", "1"], ["x"], ["--", "x"]]
+)
+def test_what_is_not_plainly_serve_is_the_librarys_to_answer(words: list[str]) -> None:
+    assert start.plainly(["serve", *words]) is None
+    assert start.plainly([words[0], "serve"]) is None
+    assert start.plainly([]) is None
 
 
 def test_an_unknown_command_is_a_usage_error_with_a_suggestion(tmp_path: Path) -> None:

@@ -125,3 +125,11 @@ def test_what_a_class_says_itself_stands() -> None:
             return False
 
     assert (Own(2).doubled, repr(Own(2)), Own(2) == Own(2)) == (4, "own", False)
+
+
+def test_a_default_that_all_objects_would_share_is_refused() -> None:
+    with pytest.raises(ValueError, match="parts"):
+
+        @dataclass(slots=True)
+        class Shared:  # pyright: ignore[reportUnusedClass]
+            parts: list[int] = []  # noqa: RUF012 – what is to be refused

@@ -1,14 +1,8 @@
-"""`broker`: from the words a person typed to an exit code.
-
-Exit codes: 0 it went well · 1 the answer is no, or it failed · 2 the command line, the settings or the manifests are
-wrong · 130 interrupted. A mistake of the person is told in one sentence each; only a bug of ours shows a traceback.
-"""
+"""The command line as the library reads it: the table of commands, their help, and what is wrong with a line."""
 
 from __future__ import annotations
 
-import io
 import os
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -19,12 +13,9 @@ import typer.core
 from typer.exceptions import TyperException
 
 from broker import __version__
-from broker.errors import BrokerError, ConfigurationError
-from broker.faces.cli import COMMANDS, house
-from broker.faces.cli.output import explain_error, say, tell
+from broker.faces.cli import COMMANDS
+from broker.faces.cli.output import say, tell
 from broker.faces.text import safe
-
-INTERRUPTED = 130
 
 
 class Commands(typer.core.TyperGroup):
@@ -73,7 +64,7 @@ def _with_example(text: str) -> str:
 
 
 def plain(**options: Any) -> typer.Typer:
-    """A typer app in the house's manner: plain help, no completion options, errors left to `run`."""
+    """A typer app in the house's manner: plain help, no completion options, errors left to `carried_out`."""
     return typer.Typer(
         add_completion=False,
         rich_markup_mode=None,
@@ -115,26 +106,16 @@ def broker(
         os.environ["BROKER_CONFIG"] = str(config)  # every command's own --config reads it
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Carry out one command line. Returns the exit code; raises only for a bug."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a poor terminal must not end a command
+def carried_out(arguments: Sequence[str]) -> int:
+    """Read and carry out one command line. Returns the exit code; raises KeyboardInterrupt, and what a command does."""
     try:
         command = typer.main.get_command(root)
         command.help = _with_example(command.help or "")
         code = command.main(list(arguments), prog_name="broker", standalone_mode=False)
     except TyperException as mistake:
         return _usage(mistake)
-    except (typer.Abort, KeyboardInterrupt):
-        tell("Interrupted.")
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader has gone (`broker log | head`); what is still buffered must not fail at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (BrokerError, BaseExceptionGroup) as error:
-        return _told(error)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
     return code if isinstance(code, int) else 0
 
 
@@ -147,16 +128,3 @@ def _usage(mistake: TyperException) -> int:
     if context is not None:
         tell(f"`{context.command_path} --help` shows how it is used.")
     return mistake.exit_code
-
-
-def _told(error: BaseException) -> int:
-    """Say what a known error says; task groups may have wrapped it. Anything else is a bug and is raised."""
-    leaves = house.leaves(error)
-    known = [leaf for leaf in leaves if isinstance(leaf, BrokerError)]
-    if len(known) != len(leaves):
-        if leaves and all(isinstance(leaf, (KeyboardInterrupt, BrokerError)) for leaf in leaves):
-            return INTERRUPTED
-        raise error
-    for leaf in known:
-        explain_error(leaf)
-    return 2 if any(isinstance(leaf, ConfigurationError) for leaf in known) else 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from broker.faces.cli import house
+from broker.faces.cli import house, options
 from broker.faces.cli.arguments import read_arguments
 from broker.faces.cli.output import print_json, say, styled, tell
 from broker.faces.text import rendered, safe
@@ -40,10 +40,10 @@ def call(
             help="All arguments as one JSON object; @FILE, or - for stdin.",
         ),
     ] = "",
-    agent: house.As = "local",
+    agent: options.As = "local",
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait a while when the call is held.")] = True,
-    config: house.Config = None,
-    as_json: house.Json = False,
+    config: options.Config = None,
+    as_json: options.Json = False,
 ) -> None:
     """Call a tool as an agent, through the same pipeline: checked, metered, perhaps held, recorded.
 

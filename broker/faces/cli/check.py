@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from broker.errors import ConfigurationError, Problem, SettingsError
-from broker.faces.cli import house
+from broker.faces.cli import house, options
 from broker.faces.cli.output import explain_error, print_json, say, styled, tell
 from broker.faces.text import safe
 from broker.faces.words import count
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 def check(
     live: Annotated[bool, typer.Option("--live", help="Also open each backend once, and say what it answers.")] = False,
-    config: house.Config = None,
-    as_json: house.Json = False,
+    config: options.Config = None,
+    as_json: options.Json = False,
 ) -> None:
     """Judge settings and manifests: every problem at once, as file:line:column and what would be right.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from broker.faces.cli import house
+from broker.faces.cli import house, options
 from broker.faces.cli.app import plain
 from broker.faces.cli.output import print_json, print_table, say, stamp
 from broker.faces.cli.records import open_records
@@ -58,8 +58,8 @@ def add(
             help="People sign in for it, and are sent back here; may be repeated.",
         ),
     ] = None,
-    config: house.Config = None,
-    as_json: house.Json = False,
+    config: options.Config = None,
+    as_json: options.Json = False,
 ) -> None:
     """Add a client. Its secret is printed once.
 
@@ -106,7 +106,7 @@ async def _add(
 
 
 @app.command("list")
-def list_clients(config: house.Config = None, as_json: house.Json = False) -> None:
+def list_clients(config: options.Config = None, as_json: options.Json = False) -> None:
     """List the clients, those that registered themselves included.
 
     Example:
@@ -133,7 +133,7 @@ async def _list(config: Path | None, as_json: bool) -> None:
 
 
 @app.command()
-def remove(client_id: Id, config: house.Config = None) -> None:
+def remove(client_id: Id, config: options.Config = None) -> None:
     """Remove a client. Its tokens end at once; records keep its name.
 
     Example:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from broker.errors import Problem, SettingsError
-from broker.faces.cli import house
+from broker.faces.cli import house, options
 from broker.faces.cli.config_file import ConfigFile
 from broker.faces.cli.output import print_json, print_table, say
 from broker.faces.cli.programs import NAME, PROGRAMS, Program, broker_command
@@ -46,8 +46,8 @@ def connect(
             help="Put the servers of this mcpServers JSON behind the broker, and the broker in their place.",
         ),
     ] = None,
-    config: house.Config = None,
-    as_json: house.Json = False,
+    config: options.Config = None,
+    as_json: options.Json = False,
 ) -> None:
     """Connect an agent's program (Claude Code, IDEs) to the broker.
 

@@ -15,7 +15,7 @@ import typer
 
 from broker.data import dataclass
 from broker.errors import BrokerError, ConfigurationError
-from broker.faces.cli import house
+from broker.faces.cli import house, options
 from broker.faces.cli.output import print_json, say, styled
 from broker.faces.text import safe
 from broker.faces.words import count, span
@@ -39,7 +39,7 @@ class Finding:
     remedy: str = ""
 
 
-def doctor(config: house.Config = None, as_json: house.Json = False) -> None:
+def doctor(config: options.Config = None, as_json: options.Json = False) -> None:
     """Check what a broker needs to work: settings, records, port, backends, issuers, clock, file modes.
 
     Starts each backend once. Exit code 1 when something does not work.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from broker.faces.cli import house
+from broker.faces.cli import house, options
 from broker.faces.cli.output import print_json, say
 from broker.faces.cli.records import open_records, whoami
 from broker.faces.text import safe
@@ -24,8 +24,8 @@ def erase(
     agent: Annotated[str, typer.Option(help="Of this agent's calls.", show_default=False)] = "",
     tenant: Annotated[str, typer.Option(help="Of this tenant's calls.", show_default=False)] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how much it would be.")] = False,
-    config: house.Config = None,
-    as_json: house.Json = False,
+    config: options.Config = None,
+    as_json: options.Json = False,
 ) -> None:
     """Erase arguments and results that are kept of somebody's calls. The records stay, and say that it was done.
 

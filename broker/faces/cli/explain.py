@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from broker.faces.cli import house
+from broker.faces.cli import house, options
 from broker.faces.cli.arguments import read_arguments
 from broker.faces.cli.call import tell_down
 from broker.faces.cli.output import print_json, say, styled
@@ -48,8 +48,8 @@ def explain(
             help="All arguments as one JSON object; @FILE, or - for stdin.",
         ),
     ] = "",
-    config: house.Config = None,
-    as_json: house.Json = False,
+    config: options.Config = None,
+    as_json: options.Json = False,
 ) -> None:
     """Say what would happen to a call, and by which rule, without making or recording it.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from broker.faces.cli import house
+from broker.faces.cli import house, options
 from broker.faces.cli.log import moment
 from broker.faces.cli.output import json_line, tell
 from broker.faces.cli.records import Records, open_records
@@ -60,7 +60,7 @@ def export(
         str,
         typer.Option(metavar="URL", show_default=False, help="With --follow: as OpenTelemetry logs, to …/v1/logs."),
     ] = "",
-    config: house.Config = None,
+    config: options.Config = None,
 ) -> None:
     """Write every recorded call, oldest first. The export itself is recorded.
 

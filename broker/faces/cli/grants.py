@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 import typer
 
 from broker.data import dataclass
-from broker.faces.cli import house
+from broker.faces.cli import house, options
 from broker.faces.cli.app import plain
 from broker.faces.cli.output import print_json, print_table, say, stamp
 from broker.faces.cli.records import open_records, open_source
@@ -117,9 +117,9 @@ class _Who:
 @app.command("list")
 def list_(
     everything: Annotated[bool, typer.Option("--all", help="Also those that were rejected or revoked.")] = False,
-    broker: house.At = "",
-    config: house.Config = None,
-    as_json: house.Json = False,
+    broker: options.At = "",
+    config: options.Config = None,
+    as_json: options.Json = False,
 ) -> None:
     """Show the standing grants: whose calls, within which bounds, how much of each is used.
 
@@ -182,9 +182,9 @@ def propose(
     reason: Why = "",
     reviewer: Reviewer = "",
     password_stdin: PasswordStdin = False,
-    broker: house.At = "",
-    config: house.Config = None,
-    as_json: house.Json = False,
+    broker: options.At = "",
+    config: options.Config = None,
+    as_json: options.Json = False,
 ) -> None:
     """Propose a grant for calls like a held one, or of a tool by an agent; another person has to confirm it.
 
@@ -240,9 +240,9 @@ def _decision(name: GrantDecision, words: str, example: str) -> None:
         reason: Why = "",
         reviewer: Reviewer = "",
         password_stdin: PasswordStdin = False,
-        broker: house.At = "",
-        config: house.Config = None,
-        as_json: house.Json = False,
+        broker: options.At = "",
+        config: options.Config = None,
+        as_json: options.Json = False,
     ) -> None:
         house.run(_decide, _Who(broker, config, reviewer, password_stdin), grant, name, reason, as_json)
 

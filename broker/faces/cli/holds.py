@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import jiter
 import typer
 
-from broker.faces.cli import house
+from broker.faces.cli import house, options
 from broker.faces.cli.invocation import HEADINGS, row
 from broker.faces.cli.output import print_json, print_table, say, stamp, styled
 from broker.faces.cli.records import open_source
@@ -29,9 +29,9 @@ def holds(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Most holds to show.")] = 100,
     stats: Annotated[bool, typer.Option("--stats", help="How deciding goes, instead of what waits.")] = False,
     days: Annotated[int, typer.Option(min=1, max=366, help="With --stats: of so many days.")] = 30,
-    broker: house.At = "",
-    config: house.Config = None,
-    as_json: house.Json = False,
+    broker: options.At = "",
+    config: options.Config = None,
+    as_json: options.Json = False,
 ) -> None:
     """Show the calls that wait for a person's decision, the soonest to expire first.
 

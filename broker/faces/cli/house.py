@@ -1,4 +1,4 @@
-"""How a command gets its settings and a broker, and what every command's options are called.
+"""How a command gets its settings and a broker.
 
 Heavy parts (the assembly, pydantic) are imported inside functions, so that help and completion do not pay for them.
 """
@@ -9,9 +9,7 @@ import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
-
-import typer
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from broker.errors import Problem, SettingsError
 
@@ -24,34 +22,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SETTINGS_FILE = "broker.yaml"
-
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        metavar="PATH",
-        envvar="BROKER_CONFIG",
-        show_default=False,
-        help=f"The settings file; without it, {SETTINGS_FILE} in this folder, or the defaults.",
-    ),
-]
-At = Annotated[
-    str,
-    typer.Option(
-        "--broker",
-        metavar="URL",
-        envvar="BROKER_URL",
-        show_default=False,
-        help="Ask a remote broker, as whoever `broker login` signed in there; without it, the records of this machine.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-As = Annotated[
-    str,
-    typer.Option(
-        "--as", metavar="AGENT", help="The agent that asks: a registered client's id, or `local`.", show_default=False
-    ),
-]
 
 
 def settings_path(config: Path | None) -> Path | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 from anyio import move_on_after
 
-from broker.faces.cli import house
+from broker.faces.cli import house, options
 from broker.faces.cli.invocation import HEADINGS, detail, find, line, row
 from broker.faces.cli.output import print_json, print_json_line, print_table, say, stamp, tell
 from broker.faces.cli.payload import show_payload
@@ -104,9 +104,9 @@ def log(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with new calls and changes until interrupted.")
     ] = False,
-    broker: house.At = "",
-    config: house.Config = None,
-    as_json: house.Json = False,
+    broker: options.At = "",
+    config: options.Config = None,
+    as_json: options.Json = False,
 ) -> None:
     """Show recorded calls, oldest first; with CALL, one of them from request to outcome.
 

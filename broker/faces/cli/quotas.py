@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from broker.faces.cli import house
+from broker.faces.cli import house, options
 from broker.faces.cli.output import print_json, print_table, say, stamp
 from broker.faces.cli.records import open_source
 from broker.model.quota import QuotaState, spoken
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 def quotas(
     name: Annotated[str, typer.Argument(metavar="[QUOTA]", show_default=False, help="Only this quota.")] = "",
-    broker: house.At = "",
+    broker: options.At = "",
     after: Annotated[str, typer.Option(metavar="PLACE", help="Go on after the last bucket of the page before.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="Most buckets to show.")] = 100,
-    config: house.Config = None,
-    as_json: house.Json = False,
+    config: options.Config = None,
+    as_json: options.Json = False,
 ) -> None:
     """Show what is left of the quotas that are in use, bucket by bucket.
 

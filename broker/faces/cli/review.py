@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from broker.faces.cli import house
+from broker.faces.cli import house, options
 from broker.faces.cli.arguments import read_arguments
 from broker.faces.cli.invocation import find
 from broker.faces.cli.output import print_json, say, styled
@@ -58,9 +58,9 @@ def approve(
     reviewer: Reviewer = "",
     password_stdin: PasswordStdin = False,
     wait: Wait = 5.0,
-    broker: house.At = "",
-    config: house.Config = None,
-    as_json: house.Json = False,
+    broker: options.At = "",
+    config: options.Config = None,
+    as_json: options.Json = False,
 ) -> None:
     """Approve a held call: a serving broker then runs it once, exactly as shown.
 
@@ -85,9 +85,9 @@ def deny(
     reason: Annotated[str, typer.Option("--reason", help="Why; it is sent to the agent.", show_default=False)],
     reviewer: Reviewer = "",
     password_stdin: PasswordStdin = False,
-    broker: house.At = "",
-    config: house.Config = None,
-    as_json: house.Json = False,
+    broker: options.At = "",
+    config: options.Config = None,
+    as_json: options.Json = False,
 ) -> None:
     """Deny a held call. The agent is told the reason.
 

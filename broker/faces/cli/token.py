@@ -8,7 +8,7 @@ import typer
 import typer.core
 
 from broker.errors import Problem, SettingsError
-from broker.faces.cli import house
+from broker.faces.cli import house, options
 from broker.faces.cli.app import plain
 from broker.faces.cli.output import print_json, print_table, say, stamp, tell
 from broker.faces.cli.records import open_records
@@ -76,8 +76,8 @@ def issue(
         str, typer.Option("--owner", metavar="PERSON", show_default=False, help="Of an API key: who is responsible.")
     ] = "",
     tenant: Annotated[str, typer.Option("--tenant", show_default=False, help="Of an API key: the organisation.")] = "",
-    config: house.Config = None,
-    as_json: house.Json = False,
+    config: options.Config = None,
+    as_json: options.Json = False,
 ) -> None:
     """Print an access token of a client, or make an API key.
 
@@ -181,7 +181,7 @@ async def _key(
 
 
 @app.command("list")
-def list_keys(config: house.Config = None, as_json: house.Json = False) -> None:
+def list_keys(config: options.Config = None, as_json: options.Json = False) -> None:
     """List the API keys (never the keys themselves). Access tokens are not kept; they end by themselves.
 
     Example:
@@ -226,7 +226,7 @@ def revoke(
     key: Annotated[
         str, typer.Argument(metavar="ID", show_default=False, help="An API key's id, or an access token itself.")
     ],
-    config: house.Config = None,
+    config: options.Config = None,
 ) -> None:
     """Revoke an API key by its id, or an access token by itself. It ends at once.
 

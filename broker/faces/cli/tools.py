@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from broker.faces.cli import house
+from broker.faces.cli import house, options
 from broker.faces.cli.call import tell_down
 from broker.faces.cli.output import print_json, print_table, say, tell
 from broker.faces.text import safe
@@ -26,9 +26,9 @@ def tools(
             "--as", metavar="AGENT", show_default=False, help="Only what this agent sees: a client's id, or `local`."
         ),
     ] = "",
-    broker: house.At = "",
-    config: house.Config = None,
-    as_json: house.Json = False,
+    broker: options.At = "",
+    config: options.Config = None,
+    as_json: options.Json = False,
 ) -> None:
     """List the tools of the catalog; with --as, exactly what that agent gets from tools/list.
 

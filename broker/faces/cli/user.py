@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from broker.errors import Conflict
-from broker.faces.cli import house
+from broker.faces.cli import house, options
 from broker.faces.cli.app import plain
 from broker.faces.cli.output import print_json, print_table, say, stamp
 from broker.faces.cli.passwords import ask_new
@@ -51,8 +51,8 @@ def add(
     group: Groups = None,
     tenant: Tenant = "",
     password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
-    config: house.Config = None,
-    as_json: house.Json = False,
+    config: options.Config = None,
+    as_json: options.Json = False,
 ) -> None:
     """Add an account. Asks for a password; makes one up and prints it when none is typed.
 
@@ -92,7 +92,7 @@ async def _add(
 
 
 @app.command("list")
-def list_accounts(config: house.Config = None, as_json: house.Json = False) -> None:
+def list_accounts(config: options.Config = None, as_json: options.Json = False) -> None:
     """List the accounts.
 
     Example:
@@ -126,7 +126,7 @@ async def _list(config: Path | None, as_json: bool) -> None:
 
 
 @app.command()
-def remove(name: Name, config: house.Config = None) -> None:
+def remove(name: Name, config: options.Config = None) -> None:
     """Remove an account. Its tokens, sessions and keys end at once; records keep its name.
 
     Example:

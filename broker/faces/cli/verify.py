@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from broker.errors import Problem, SettingsError
-from broker.faces.cli import house
+from broker.faces.cli import house, options
 from broker.faces.cli.output import print_json, say, stamp, styled, tell
 from broker.faces.text import safe
 from broker.faces.words import count
@@ -45,8 +45,8 @@ def verify(
             help="When all is well, write where the chains stand now.",
         ),
     ] = None,
-    config: house.Config = None,
-    as_json: house.Json = False,
+    config: options.Config = None,
+    as_json: options.Json = False,
 ) -> None:
     """Check every record against its chain; with an anchor, also that none is missing at the end.
 

@@ -31,6 +31,7 @@ class Wrong(Exception):
 def judge(database: Path, checkpoints: Path | None = None, key: str = "") -> tuple[str, int] | None:
     try:
         with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as db:
+            db.text_factory = _any_text
             entries, order = _chains(db)
             _records(db)
         if checkpoints is not None:
@@ -38,6 +39,10 @@ def judge(database: Path, checkpoints: Path | None = None, key: str = "") -> tup
     except Wrong as wrong:
         return str(wrong.args[0]), int(wrong.args[1])
     return None
+
+
+def _any_text(raw: bytes) -> str:
+    return raw.decode(errors="surrogateescape")
 
 
 def _chains(db: sqlite3.Connection) -> tuple[dict[str, list[str]], list[str]]:
@@ -49,7 +54,7 @@ def _chains(db: sqlite3.Connection) -> tuple[dict[str, list[str]], list[str]]:
         if seq != len(known) + 1:
             raise Wrong(chain, len(known) + 1)
         lines = ["broker.entry.1", chain, str(seq), str(at_ms), kind, call_id, prev.lower(), body]
-        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        digest = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
         if digest != stored.lower() or prev.lower() != (known[-1] if known else ""):
             raise Wrong(chain, seq)
         if (kind == "chain") != (seq == 1):
@@ -101,15 +106,19 @@ def _records(db: sqlite3.Connection) -> None:
     for call_id, expected_id in zip_longest(calls, said):
         if call_id != expected_id:
             raise Wrong(*last.get(expected_id or "", ("", 0)))
+    for table in ("caller", "called"):
+        stray = f"select 1 from {table} where id not in (select {table} from invocation)"
+        if db.execute(stray).fetchone() is not None:
+            raise Wrong("", 0)
     clear = {row["call_id"]: row["body"] for row in db.execute("select * from payload where part = 'kept'")}
-    for table, expected in (("invocation", said), ("hold", {call: hold for call, hold in holds.items() if hold})):
+    for table, expected in (("record", said), ("hold", {call: hold for call, hold in holds.items() if hold})):
         rows = {row["call_id"]: dict(row) for row in db.execute(f"select * from {table}")}
         for call_id in sorted(rows.keys() | expected.keys()):
             columns = expected.get(call_id, {})
             if call_id not in rows or not columns or any(_value(rows[call_id], c) != v for c, v in columns.items()):
                 raise Wrong(*last.get(call_id, ("", 0)))
-            if any(value and name not in {"id", "call_id", *columns} for name, value in rows[call_id].items()
-                   if value not in ("[]", "{}")):  # fmt: skip
+            unsaid = rows[call_id].keys() - {"id", "call_id", "caller", "called", *columns}
+            if any(rows[call_id][name] not in ("", 0, "[]", "{}") for name in unsaid):
                 raise Wrong(*last[call_id])
     for call_id, digest in kept.items():
         if call_id in clear:

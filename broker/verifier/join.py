@@ -36,6 +36,8 @@ PROCESSES = 3  # at most; each takes about 30 MB
 _STRAY_HOLD = """select call_id from hold
     where call_id not in (select call_id from invocation where held = 1) limit 1"""
 
+_NAMED = "select 'caller', id from caller union all select 'called', id from called"
+
 
 @dataclass(slots=True)
 class Whole:
@@ -46,6 +48,7 @@ class Whole:
     entries: int = 0
     records: int = 0
     erased: int = 0
+    named: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
     last_record: int = 0
     fault: tuple[Spot, str] | None = None
 
@@ -117,6 +120,7 @@ def _join(whole: Whole, part: Part, db: sqlite3.Connection, records: Records) ->
     whole.open.update(part.open)
     whole.entries += part.entries
     whole.records += part.records
+    whole.named |= part.named
     whole.last_record = part.last_record or whole.last_record
 
 
@@ -159,6 +163,10 @@ def _end(whole: Whole, db: sqlite3.Connection, records: Records) -> None:
     extra = db.execute("select call_id from invocation where id > ? limit 1", (whole.last_record,)).fetchone()
     if extra is not None:
         raise FoundError(_nowhere(), _inserted(extra[0]))
+    whole.named |= records.said.named
+    for table, id_ in db.execute(_NAMED):
+        if (table, id_) not in whole.named:
+            raise FoundError(_nowhere(), f"row {id_} of `{table}` belongs to no record: it was inserted")
     stray = db.execute(_STRAY_HOLD).fetchone()
     if stray is not None:
         raise FoundError(_nowhere(), f"call {stray[0]} has a hold that no entry speaks of: it was inserted")

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 
 from jiter import from_json
 
-from broker.verifier import usual
-from broker.verifier.said import CALLED, CALLER, Said
+from broker.verifier.said import CALLED, CALLER, SHARED, Said, is_no_text
 from broker.verifier.usual import COLUMNS, Entry, Row
 
 ALL = 1 << 62  # beyond every id
@@ -27,14 +26,17 @@ _FRESH: dict[str, Any] = {"quotas": [], "laps_us": {}}
 
 _KEPT = "left join payload k on k.call_id = i.call_id and k.part = 'kept'"
 _COMPARED: Callable[[Any], tuple[Any, ...]] = itemgetter(*COLUMNS)
+_COMPARED_SHARED: Callable[[Any], tuple[Any, ...]] = itemgetter(*SHARED)
 _COLUMNS = ", ".join(f'i."{name}"' for name in COLUMNS)
-_ROWS = f"""select i.id, i.call_id, k.body, i.laps_us, i.quotas, {_COLUMNS} from invocation i {_KEPT}
-    where i.id >= ? order by i.id"""  # noqa: S608 – a constant
-_RECORD = f"""select i.*, '|' as bar, h.*, '|' as bar, k.body as kept from invocation i
+_ROWS = f"""select i.id, i.call_id, k.body, i.laps_us, i.quotas, i.caller, i.called, {_COLUMNS}
+    from invocation i {_KEPT} where i.id >= ? order by i.id"""  # noqa: S608 – a constant
+_RECORD = f"""select i.*, p.*, t.*, '|' as bar, h.*, '|' as bar, k.body as kept from invocation i
+    left join caller p on p.id = i.caller left join called t on t.id = i.called
     left join hold h on h.call_id = i.call_id and i.held = 1 {_KEPT} where i.call_id = ?"""  # noqa: S608
 _SEALED = "select body from payload where call_id = ? and part = 'full'"
 _PARTS = {"kept": "kept", "full": "sealed"}
-_TYPES = "select name, type from pragma_table_info('invocation') where name <> 'id'"
+_TYPES = "select name, type from pragma_table_info('invocation')"
+_IDS = frozenset({"id", "caller", "called"})  # which no entry says
 _RECORD_ID = "select id from invocation where call_id = ?"
 
 
@@ -86,9 +88,9 @@ class Records:
         names = [column[0] for column in db.execute(_RECORD, ("",)).description]
         bar = names.index("bar")
         self._names, self._hold_names = tuple(names[:bar]), tuple(names[bar + 1 : -2])
-        columns = {name: 0 if kind == "INTEGER" else "" for name, kind in db.execute(_TYPES)}
-        self._fresh: dict[str, Any] = {**columns, **_FRESH}
-        self._said = Said(db)
+        columns = {name: 0 if kind == "INTEGER" else "" for name, kind in db.execute(_TYPES) if name not in _IDS}
+        self._fresh: dict[str, Any] = {**columns, **dict.fromkeys(SHARED, ""), **_FRESH}
+        self.said = Said(db)
         self._rows: sqlite3.Cursor | None = None
         self.erased = self.count = self.last = 0  # last: the id of the last row that was read, 0: none was
         self.first: tuple[int, Place, str] | None = None  # the id of the first, which entry opened it, and its call
@@ -107,7 +109,14 @@ class Records:
         if self._rows is None:
             self.begin(opening[5])
         assert self._rows is not None, "begin opens it"  # noqa: S101
-        row = self._rows.fetchone()
+        try:
+            row = self._rows.fetchone()
+        except sqlite3.OperationalError as error:
+            if not is_no_text(error):
+                raise
+            if self._db.execute(_RECORD_ID, (opening[5],)).fetchone() is None:
+                raise misplaced(opening[:3], opening[5]) from error
+            raise FoundError(opening[:3], f"the record of call {opening[5]} was changed: it is not UTF-8") from error
         if row is None or row[1] != opening[5]:
             raise misplaced(opening[:3], opening[5])
         self.count += 1
@@ -115,10 +124,6 @@ class Records:
         if is_first:
             self.first = row[0], opening[:3], opening[5]
         return row
-
-    def agrees(self, closing: Entry, opening: Entry, record: Row) -> bool:
-        """See `usual.agrees`."""
-        return usual.agrees(self._said, opening, closing, record)
 
     def fresh(self, opening: Entry, body: dict[str, Any]) -> dict[str, Any]:
         """All columns of a record as its first entry leaves them. Raises ValueError."""
@@ -128,8 +133,8 @@ class Records:
             caller, called = body["as"]
             if not (0 <= caller < seq and 0 <= called < seq):
                 raise ValueError(f"`as` names {body['as']}, which do not come before it")
-            says |= self._said.columns(chain, caller, CALLER) if caller else {}
-            says |= self._said.columns(chain, called, CALLED) if called else {}
+            says |= self.said.columns(chain, caller, CALLER) if caller else {}
+            says |= self.said.columns(chain, called, CALLED) if called else {}
         return {**says, **body["set"]}
 
     def judge(self, call: OpenCall, record: Row | None = None) -> None:
@@ -140,15 +145,26 @@ class Records:
         if record is not None and call.hold is None and self._holds(record, says):
             kept = record[2]
         else:
-            kept = self._compare(call, self._db.execute(_RECORD, (call_id,)).fetchone())
+            kept = self._compare(call, self._read(call_id))
         self._check_kept(call.spot, call_id, says["at_ms"], call.kept, kept)
         if call.sealed is not None:
             row = self._db.execute(_SEALED, (call_id,)).fetchone()
             self._check_kept(call.spot, call_id, says["at_ms"], call.sealed, row and row[0], part="full")
 
+    def _read(self, call_id: str) -> tuple[Any, ...] | None:
+        """A whole record, also one with texts that are not UTF-8."""
+        self._db.text_factory = _any_text
+        try:
+            return self._db.execute(_RECORD, (call_id,)).fetchone()
+        finally:
+            self._db.text_factory = str
+
     def _holds(self, record: Row, says: dict[str, Any]) -> bool:
         return (
-            record[5:] == _COMPARED(says) and _reads(record[3], says["laps_us"]) and _reads(record[4], says["quotas"])
+            record[7:] == _COMPARED(says)
+            and self.said.shared(record[5], record[6]) == _COMPARED_SHARED(says)
+            and _reads(record[3], says["laps_us"])
+            and _reads(record[4], says["quotas"])
         )
 
     def _compare(self, call: OpenCall, row: tuple[Any, ...] | None) -> bytes | None:
@@ -157,6 +173,7 @@ class Records:
             raise FoundError(call.spot, f"the record of call {call.says['call_id']} is gone")
         bar = len(self._names)
         self._name_column(call, "record", self._names, row[:bar], call.says)
+        self.said.shared(*(row[self._names.index(name)] for name in ("caller", "called")))
         if call.hold is not None:
             hold = {**call.hold, "call_id": call.says["call_id"]}
             self._name_column(call, "hold", self._hold_names, row[bar + 1 : -2], hold)
@@ -180,9 +197,13 @@ class Records:
         """Raises for the first column that does not agree."""
         for name, value in zip(names, values, strict=True):
             said = says.get(name)
-            if name != "id" and value != said and not (name in _JSON and _reads(value, said)):
+            if name not in _IDS and value != said and not (name in _JSON and _reads(value, said)):
                 what = f"`{name}` in the {noun} of call {says['call_id']} is not what this entry says"
                 raise FoundError(call.spot, what)
+
+
+def _any_text(raw: bytes) -> str:
+    return raw.decode(errors="surrogateescape")
 
 
 def _reads(text: Any, said: Any) -> bool:

@@ -15,76 +15,91 @@ from typing import Any
 
 from jiter import from_json
 
-from broker.verifier.said import CALLED, CALLER, Said
+from broker.verifier.said import OWN, Said
 
-_PLACED = len(CALLER) + len(CALLED) - 2  # the first of COLUMNS; on `state` and `effect` the outcome has the last word
 # The columns of a row of a record, in the order in which they are compared.
-COLUMNS = (*CALLER, *CALLED[:-2], "at_ms", "changed_at_ms", "arguments_digest", "request_id", "trace_id", "state",
-           "effect", "backend_status", "result_bytes", "result_digest", "code", "message", "stage", "held")  # fmt: skip
-_AS, _ITSELF = b'{"as":[', b'{"as":[0'
-_EMPTY = ["", 0]  # `stage`, `held`
-_REQUEST = b'"request_id":'
+COLUMNS = (*OWN, "at_ms", "changed_at_ms", "arguments_digest", "request_id", "trace_id", "state", "effect",
+           "backend_status", "result_bytes", "result_digest", "code", "message", "stage", "held")  # fmt: skip
+_AS, _ITSELF = '{"as":[', '{"as":[0'
+_REQUEST = '"request_id":'
+_TO_LAPS = len('],"set":{"arguments_digest":"","laps_us":')
 _CLOSED = frozenset({"succeeded", "failed"})
+_DIGITS = b"0123456789"
+_KNOWN = 4096  # pairs of shapes of laps
+_parts: dict[tuple[bytes, bytes], bool] = {}
 
-Entry = tuple[int, str, int, int, str, str, bytes, bytes, bytes]
+Entry = tuple[int, str, int, int, str, str, str, bytes, bytes]
 """(id, chain, seq, at_ms, kind, call_id, body, prev, hash)"""
 
 Row = tuple[Any, ...]
-"""(id, call_id, kept arguments, laps_us, quotas, COLUMNS…)"""
+"""(id, call_id, kept arguments, laps_us, quotas, caller, called, COLUMNS…)"""
 
 
-def agrees(said: Said, opening: Entry, closing: Entry, record: Row) -> bool:
+def agrees(said: Said, opening: Entry, record: Row, closing: Entry) -> bool:
     """Whether the call is over and these two entries say exactly what its record holds, also of the kept arguments.
 
     False: nobody knows yet.
     """
-    first, last = opening[6], closing[6]
-    if not first.startswith(_AS) or first.startswith(_ITSELF) or b"\\" in first or b"\\" in last:
+    _, chain, seq, opened_at_ms, _, _, first, _, _ = opening
+    _, _, _, closed_at_ms, _, _, last, _, _ = closing
+    if not first.startswith(_AS) or first.startswith(_ITSELF) or "\\" in first or "\\" in last:
         return False
-    end = first.find(b"]")
-    named = first[len(_AS) : end]
-    try:
-        highest, values = said.pair(opening[1], named)
-    except ValueError:  # one says it itself, or names what it should not
-        return False
-    kept, laps, quotas = record[2:5]
-    own = record[5 + _PLACED :]
-    at_ms, changed_at_ms, digest, request_id, trace_id, state, effect, status, size, result, code, message, *rest = own
+    (
+        _, _, kept, laps, quotas, caller, called, agent, user, tenant, credential_id, tool, rule, writer,
+        at_ms, changed_at_ms, digest, request_id, trace_id, state, effect, status, size, result, code, message, stage,
+        held,
+    ) = record  # fmt: skip
     if '"' in f"{digest}{request_id}{trace_id}{state}{effect}{status}{result}{code}{message}":
+        return False
+    end = first.find("]")
+    try:
+        highest, own = said.pair(chain, first[len(_AS) : end], caller, called)
+    except ValueError:  # one says it itself, names what it should not, or the record does
         return False
     keeps = ""
     if kept is not None:
         kept = "sha256:" + sha256(kept).hexdigest()
         keeps = '"kept":true,' if kept == digest else f'"kept":"{kept}",'
+    at = end + _TO_LAPS + len(keeps) + len(digest)
+    before = first[at : first.find("}", at) + 1]  # the laps until it was admitted
     quotas = "" if quotas == "[]" else f'"quotas":{quotas},'
-    request_id = request_id and f'"request_id":"{request_id}",'
+    request = request_id and f'"request_id":"{request_id}",'
     status = status and f'"backend_status":"{status}",'
     code = code and f'"code":"{code}",'
     message = message and f'"message":"{message}",'
-    size = size and f'"result_bytes":{size:d},'
+    size = f'"result_bytes":{size:d},' if size else ""
     result = result and f'"result_digest":"{result}",'
-    before = f'],{keeps}"set":{{"arguments_digest":"{digest}","laps_us":'.encode()
-    after = f',{quotas}{request_id}"trace_id":"{trace_id}"}}}}'.encode()
-    before_laps, after_laps = f'{status}{code}"effect":"{effect}"', f'{message}{size or ""}{result}"state":"{state}"'
-    ended = f'{{"set":{{{before_laps},"laps_us":{laps},{after_laps}}}}}'
+    opens = f'"arguments_digest":"{digest}","laps_us":{before},{quotas}{request}"trace_id":"{trace_id}"'
+    closes = f'{status}{code}"effect":"{effect}","laps_us":{laps},{message}{size}{result}"state":"{state}"'
     return (
-        record[5 : 5 + _PLACED] == values
-        and last == ended.encode()
-        and first.startswith(before, end)
-        and first.endswith(after)
-        and (_REQUEST in first) == (request_id != "")
-        and _is_part(first[end + len(before) : -len(after)], laps)
-        and highest < opening[2]
-        and at_ms == opening[3]
-        and changed_at_ms == closing[3]
+        last == f'{{"set":{{{closes}}}}}'
+        and first[end:] == f'],{keeps}"set":{{{opens}}}}}'
+        and (request_id != "" or _REQUEST not in first)
+        and (agent, user, tenant, credential_id, tool, rule, writer) == own
+        and _is_part(before, laps)
+        and highest < seq
+        and at_ms == opened_at_ms
+        and changed_at_ms == closed_at_ms
         and state in _CLOSED
-        and rest == _EMPTY
+        and stage == ""
+        and held == 0
     )
 
 
-def _is_part(some: bytes, laps: str) -> bool:
-    """Whether these laps are among those, whatever they took, and both are nothing else."""
+def _is_part(some: str, laps: str) -> bool:
+    """Whether these laps are among those, whatever they took, and both are nothing else. What is the same without its
+    digits is judged once: all of `laps` stands in an entry as it is, so nobody but its writer chose them."""
+    shapes = some.encode().translate(None, _DIGITS), laps.encode().translate(None, _DIGITS)
+    known = _parts.get(shapes)
+    if known is None:
+        if len(_parts) == _KNOWN:
+            _parts.clear()
+        known = _parts[shapes] = _keys_are_part(some, laps)
+    return known
+
+
+def _keys_are_part(some: str, laps: str) -> bool:
     try:
-        return from_json(some).keys() <= from_json(laps.encode()).keys()
+        return from_json(some.encode()).keys() <= from_json(laps.encode()).keys()
     except (AttributeError, ValueError):
         return False

@@ -11,6 +11,7 @@ made for an entry that only an error would need.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -18,7 +19,8 @@ from typing import Any, NamedTuple
 from jiter import from_json
 
 from broker.verifier.records import FoundError, OpenCall, Place, Records, Spot
-from broker.verifier.usual import Entry, Row
+from broker.verifier.said import is_no_text
+from broker.verifier.usual import Entry, Row, agrees
 
 _OPENING = frozenset({"held", "denied"})  # beside an intent
 _FINAL = frozenset({"denied", "rejected", "expired", "withdrawn", "succeeded", "failed"})
@@ -41,8 +43,9 @@ _FRESH_HOLD: dict[str, Any] = {
     "votes": [],
 }
 
-_ENTRIES = """select id, chain, seq, at_ms, kind, call_id, cast(body as blob), prev, hash from entry
+_ENTRIES = """select id, chain, seq, at_ms, kind, call_id, body, prev, hash from entry
     where id >= ? and id < ? order by id"""
+_NEXT = "select id, cast(chain as blob), seq from entry where id > ? order by id limit 1"
 
 
 class Telling(NamedTuple):
@@ -78,6 +81,7 @@ class Part:
     entries: int = 0
     records: int = 0
     erased: int = 0
+    named: frozenset[tuple[str, int]] = frozenset()  # which rows of `caller` and `called` its records named
     last_record: int = 0  # id of the last record that entries of this part opened; 0: none did
     first_record: tuple[int, Place, str] | None = None  # id of the first, which entry opened it, and its call
     fault: tuple[Spot, str] | None = None
@@ -91,7 +95,7 @@ def walk(db: sqlite3.Connection, records: Records, low: int, high: int) -> Part:
     except FoundError as found:
         part.fault = found.spot, found.what
     part.records, part.first_record, part.last_record = records.count, records.first, records.last
-    part.erased = records.erased
+    part.erased, part.named = records.erased, frozenset(records.said.named)
     return part
 
 
@@ -101,20 +105,20 @@ def _walk(db: sqlite3.Connection, records: Records, part: Part, low: int, high: 
     heads = part.heads
     begun: dict[str, tuple[Entry, Row]] = {}  # calls of which only the first entry was seen, not read yet
     row: Entry
-    for row in db.execute(_ENTRIES, (low, high)):
+    for row in _entries(db, low, high):
         _, chain, seq, at_ms, kind, call_id, body, prev, stored = row
         try:
             last, before = heads.get(chain) or _begin(part, row)
             if seq != last + 1 or prev != before:
                 check_follows(Spot._make(row[:3]), prev, (last, before))
-            head = f"broker.entry.1\n{chain}\n{seq}\n{at_ms}\n{kind}\n{call_id}\n{prev.hex()}\n"
-            if sha256(head.encode() + body).digest() != stored:
+            text = f"broker.entry.1\n{chain}\n{seq}\n{at_ms}\n{kind}\n{call_id}\n{prev.hex()}\n{body}"
+            if sha256(text.encode()).digest() != stored:
                 raise FoundError(row[:3], "the entry was changed: it does not have the hash it says")
             heads[chain] = seq, stored
             part.entries += 1
             if kind == "intent":
                 begun[call_id] = row, records.next(row)
-            elif kind == "outcome" and call_id in begun and records.agrees(row, *begun[call_id]):
+            elif kind == "outcome" and call_id in begun and agrees(records.said, *begun[call_id], row):
                 del begun[call_id]
             elif call_id:
                 _tell(part, row, records, begun.pop(call_id, None))
@@ -124,6 +128,22 @@ def _walk(db: sqlite3.Connection, records: Records, part: Part, low: int, high: 
             raise strange(row[:3], error) from error
     for opening, _ in begun.values():
         _open(part, opening, records)
+
+
+def _entries(db: sqlite3.Connection, low: int, high: int) -> Iterator[Entry]:
+    """Raises FoundError at an entry with a text that is none, sqlite3.Error."""
+    last = low - 1
+    try:
+        for row in db.execute(_ENTRIES, (low, high)):
+            last = row[0]
+            yield row
+    except sqlite3.OperationalError as error:
+        if not is_no_text(error):
+            raise
+        id_, chain, seq = db.execute(_NEXT, (last,)).fetchone()
+        raise FoundError(
+            (id_, chain.decode(errors="replace"), seq), "the entry was changed: it is not UTF-8"
+        ) from error
 
 
 def _begin(part: Part, row: Entry) -> tuple[int, bytes]:
@@ -147,7 +167,7 @@ def _tell(part: Part, row: Entry, records: Records, begun: tuple[Entry, Row] | N
         if begun is not None:
             record = begun[1]
             _open(part, begun[0], records)
-        body, call = from_json(row[6]), part.open.get(row[5])
+        body, call = from_json(row[6].encode()), part.open.get(row[5])
         if call is None:
             if part.is_first:
                 raise FoundError(row[:3], unknown(row[5]))
@@ -165,7 +185,7 @@ def strange(spot: Place, error: Exception) -> FoundError:
 
 def _open(part: Part, row: Entry, records: Records) -> OpenCall:
     try:
-        body = from_json(row[6])
+        body = from_json(row[6].encode())
         says = records.fresh(row, body)
         hold = {**_FRESH_HOLD, **body["hold"]} if "hold" in body else None
         call = part.open[row[5]] = OpenCall(row[:3], says, hold, _kept(body, says), body.get("sealed"))
@@ -217,7 +237,7 @@ def unknown(call_id: str) -> str:
 
 def _recall(part: Part, row: Entry) -> None:
     """What this entry saw of chains that had ended must be what there is."""
-    for seen in from_json(row[6]).get("seen", ()):
+    for seen in from_json(row[6].encode()).get("seen", ()):
         sighting = Sighting(Spot._make(row[:3]), seen["chain"], seen["seq"], seen["hash"])
         head = part.heads.get(sighting.ended)
         if head is None and not part.is_first:

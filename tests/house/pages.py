@@ -73,15 +73,14 @@ def commands(block: Block) -> Iterator[Command]:
 
 def matches(expected: str, came: str) -> bool:
     """Whether the output is the expected one. Spaces at line ends and empty lines around do not count."""
-    lines = [line.rstrip() for line in came.strip("\n").splitlines()] if came.strip() else []
-    reached = {0}  # how many lines the expected ones so far may have taken: each pair of lines is compared once
+    pattern = ""
     for line in expected.strip("\n").splitlines():
         if line.strip() == "…":
-            reached = set(range(min(reached, default=len(lines) + 1), len(lines) + 1))
+            pattern += r"(?:[^\n]*\n)*?"
         else:
-            pattern = re.compile(".*?".join(_spaced(part) if part.strip() else "" for part in line.split("…")))
-            reached = {at + 1 for at in reached if at < len(lines) and pattern.fullmatch(lines[at])}
-    return len(lines) in reached
+            pattern += ".*?".join(re.escape(part.strip()) and _spaced(part) for part in line.split("…")) + r"[ ]*\n"
+    flat = "".join(f"{line.rstrip()}\n" for line in came.strip("\n").splitlines())
+    return re.fullmatch(pattern, flat if pattern else flat.strip()) is not None
 
 
 def _spaced(part: str) -> str:

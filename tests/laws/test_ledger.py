@@ -18,7 +18,9 @@ import pytest
 from broker.errors import RecordUnavailable
 from broker.model.hold import Review
 from broker.ports import Store
+from broker.stores.sqlite.database import migrate
 from broker.stores.sqlite.ledger import whole
+from broker.stores.sqlite.schema import MIGRATIONS
 from broker.verifier import Fault, join, verify, write_anchor
 from broker.verifier.records import OpenCall, Records
 from broker.verifier.usual import Row
@@ -122,13 +124,12 @@ def place(database: Path, which: str) -> tuple[str, int]:
 # caller, names it for the tool alone; SHORT for both.
 ENTRY = "id = 4"
 TOLD, NAMING, FAILED = "id = 1", "id = 3", "id = 4"
+HELD = "id = (select min(id) from invocation where held = 1)"
 FULL, HALF, SHORT = 2, 3, 4
 HOLD = "call_id = (select call_id from hold order by call_id limit 1)"
 
 
 def columns(table: str) -> list[str]:
-    from broker.stores.sqlite.schema import MIGRATIONS
-
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
         MIGRATIONS.apply(db)
         return [row[1] for row in db.execute(f"pragma table_info({table})")]
@@ -172,6 +173,42 @@ async def test_who_follows_a_ledger_whose_named_entry_is_gone_is_told_so(databas
         await store.aclose()
 
 
+def widen(db: sqlite3.Connection) -> None:
+    """As a database was before `caller` and `called`."""
+    from broker.stores.sqlite import schema
+
+    wide = next(one for one in schema._TABLES if one.startswith("create table invocation"))  # pyright: ignore[reportPrivateUsage]
+    db.execute("create table kept as select * from record")
+    db.execute("pragma legacy_alter_table = on")
+    for statement in ("drop view record", *(f"drop table {name}" for name in ("invocation", "caller", "called")), wide):
+        db.execute(statement)
+    names = ", ".join(f'"{row[1]}"' for row in db.execute("pragma table_info(invocation)"))
+    db.execute(f"insert into invocation ({names}) select {names} from kept")
+    db.execute("drop table kept")
+    db.execute("delete from _sqlite_migrations where name = 'common_columns'")
+
+
+def test_an_older_database_becomes_what_a_newer_one_is(database: Path) -> None:
+    """Each record has the columns it had, and all of it verifies."""
+    before = verify(database)
+    with by_hand(database) as db:
+        was = [
+            row for table in ("record", "hold", "payload") for row in db.execute(f"select * from {table} order by 1")
+        ]
+        schema = db.execute("select type, name, sql from sqlite_schema order by 1, 2").fetchall()
+        widen(db)
+    assert not verify(database).ok
+    migrate(database, MIGRATIONS)
+    with by_hand(database) as db:
+        rows = [
+            row for table in ("record", "hold", "payload") for row in db.execute(f"select * from {table} order by 1")
+        ]
+        assert db.execute("select type, name, sql from sqlite_schema order by 1, 2").fetchall() == schema
+        assert db.execute("pragma foreign_key_check").fetchall() == []
+    assert rows == was
+    assert verify(database) == before
+
+
 @pytest.mark.anyio
 async def test_it_verifies_while_a_broker_writes(tmp_path: Path) -> None:
     store = await open_store(tmp_path)
@@ -201,6 +238,20 @@ def test_a_changed_record_is_found(database: Path, column: str, record: str) -> 
     assert fault_after(database, changed("invocation", column, record)).chain
 
 
+@pytest.mark.parametrize("column", ["chain", "kind", "call_id", "body"])
+def test_an_entry_that_is_no_text_is_found_where_it_is(database: Path, column: str) -> None:
+    chain, seq = place(database, ENTRY)
+    fault = fault_after(database, f"update entry set {column} = {column} || cast(x'ff' as text) where {ENTRY}")
+    assert column == "chain" or (fault.chain, fault.seq) == (chain, seq)
+
+
+@pytest.mark.parametrize("record", [TOLD, NAMING, FAILED, HELD])
+@pytest.mark.parametrize("column", ["call_id", "agent", "trace_id", "quotas", "laps_us", "state", "message"])
+def test_a_record_that_is_no_text_is_found(database: Path, column: str, record: str) -> None:
+    no_keys = "pragma foreign_keys = off"
+    assert fault_after(database, no_keys, f"update invocation set {column} = cast(x'ff' as text) where {record}").chain
+
+
 def test_a_usual_call_is_judged_by_its_text_alone(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[str] = []
     judge = Records.judge
@@ -224,9 +275,8 @@ def test_a_usual_call_is_judged_by_its_text_alone(database: Path, monkeypatch: p
     "change",
     [
         "tool = tool || char(0) || 'x'",  # what comes after a NUL is not overlooked
-        "principal_key = json_quote(principal_key)",
-        """principal_key = replace(principal_key, '"', char(92) || '"')""",
-        """tool = tool || '","tool_effect":"' || tool_effect""",  # one value that reads like two
+        "credential_id = json_quote(credential_id)",
+        """rule = rule || '","tenant":"' || tenant""",  # one value that reads like two
         "quotas = replace(quotas, ':50', ':50.5')",
         "quotas = quotas || char(10)||'[]'",
         "laps_us = laps_us || laps_us",
@@ -270,6 +320,30 @@ def test_no_text_of_a_record_passes_for_another(database: Path, change: str) -> 
 def test_no_two_columns_pass_for_others(database: Path, record: str, change: str) -> None:
     """What the one has too much the other lacks."""
     fault_after(database, f"update invocation set {change} where {record}")
+
+
+SHARED = [(table, column) for table in ("caller", "called") for column in columns(table)]
+
+
+@pytest.mark.parametrize("change", ["{0} || char(0)", "{0} || 'x'", "json_quote({0})", "''", "cast(x'ff' as text)"])
+@pytest.mark.parametrize(("table", "column"), [(table, column) for table, column in SHARED if column != "id"])
+def test_what_records_have_in_common_is_held_against_all_of_them(
+    database: Path, table: str, column: str, change: str
+) -> None:
+    """The first record that names the row tells."""
+    chain, _ = place(database, "id = 1")
+    fault = fault_after(database, f"update {table} set {column} = {change.format(column)} where id = 1")
+    assert (fault.chain, f"`{column}`" in fault.what) == (chain, True)
+
+
+@pytest.mark.parametrize("table", ["caller", "called"])
+def test_what_records_have_in_common_is_neither_deleted_nor_inserted(database: Path, table: str) -> None:
+    others = ", ".join("'x'" for name, column in SHARED if name == table and column != "id")
+    assert "belongs to no record" in fault_after(database, f"insert into {table} values (1000, {others})").what
+    with by_hand(database) as db:
+        db.execute(f"delete from {table} where id = 1000")
+    assert verify(database).ok
+    fault_after(database, f"delete from {table} where id = 1")
 
 
 @pytest.mark.parametrize("column", columns("hold"))

@@ -117,7 +117,7 @@ def test_what_calls_cost_is_summed_by_unit(db: Any) -> None:
         in_step(db, calls)
         found = {one.name: one.spent for one in questions.sums(db, InvocationQuery(), "backend")}
         rows = db.execute(
-            "select backend, sum(amount) from invocation join spent using (call_id) group by 1 having sum(amount) > 0"
+            "select backend, sum(amount) from record join spent using (call_id) group by 1 having sum(amount) > 0"
         )
         assert {name: sums["eur_micro"] for name, sums in found.items() if sums} == dict(rows.fetchall())
 

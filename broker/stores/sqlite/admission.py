@@ -20,10 +20,14 @@ from broker.stores.sqlite import grant, hold, idempotency, payloads, quota
 from broker.stores.sqlite.ledger import CALLED, CALLER
 from broker.stores.sqlite.transaction import Transaction, Undo
 
+_INSERTED = (
+    "call_id", "at_ms", "changed_at_ms", "caller", "called", "agent", "user", "tenant", "credential_id", "tool", "rule",
+    "writer", "state", "effect", "request_id", "trace_id", "arguments_digest", "held", "code", "stage", "message",
+    "quotas", "laps_us",
+)  # fmt: skip
+_INSERT = f"""insert into invocation ({", ".join(f'"{name}"' for name in _INSERTED)})
+    values ({", ".join("?" * len(_INSERTED))}) on conflict (call_id) do nothing"""  # noqa: S608 – constants
 _OWN = ("request_id", "trace_id", "arguments_digest", "held", "code", "stage", "message", "quotas", "laps_us")
-_COLUMNS = (*CALLER, *CALLED, *_OWN)
-_INSERT = f"""insert into invocation (call_id, at_ms, changed_at_ms, {", ".join(f'"{name}"' for name in _COLUMNS)})
-    values (?, ?, ?{", ?" * len(_COLUMNS)}) on conflict (call_id) do nothing"""  # noqa: S608 – constants
 
 _KEEP = "insert into payload (call_id, part, body) values (?, 'kept', ?)"
 
@@ -124,7 +128,7 @@ def _write(
     """The row, what is kept of the arguments, and the entry. Raises Undo when there is such a call."""
     code, stage, message = refusal
     quotas = [dict(zip(_QUOTA, _values(one), strict=True)) for one in states]
-    # Positional, in the order of _COLUMNS: this runs for every call.
+    # Positional, in the order of CALLER, CALLED and _INSERTED: this runs for every call.
     caller = (
         intent.face,
         intent.agent,
@@ -150,7 +154,22 @@ def _write(
     held = 0 if intent.terms is None else 1
     own = (intent.request_id, intent.trace_id, intent.arguments_digest, held, code, stage, message)
     packed = (canonical(quotas).decode() if quotas else "[]", canonical(intent.laps_us).decode())
-    row = (intent.call_id, intent.at_ms, intent.at_ms, *caller, *called, *own, *packed)
+    row = (
+        intent.call_id,
+        intent.at_ms,
+        intent.at_ms,
+        tx.context.callers.id(tx.rows, (intent.face, intent.issuer, intent.principal_key)),
+        tx.context.called.id(tx.rows, (*called[1:5], intent.policy_version, intent.record)),
+        intent.agent,
+        intent.user,
+        intent.tenant,
+        intent.credential_id,
+        intent.tool,
+        intent.rule,
+        *called[-3:],
+        *own,
+        *packed,
+    )
     tx.rows.begin_call(intent.call_id)
     if not tx.rows.put(_INSERT, row):
         raise Undo(Conflict(f"Call {intent.call_id} is already recorded.", call_id=intent.call_id))

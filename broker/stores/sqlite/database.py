@@ -85,6 +85,7 @@ def migrate(path: Path, *migrations: Migrations, shrinks: bool = False) -> None:
             if is_new and shrinks:
                 _let_shrink(path)
             connection = connect(path)
+            connection.execute("pragma foreign_keys = off")  # a table that others refer to may be made anew
             try:
                 if is_new:
                     connection.execute(f"pragma application_id = {APPLICATION_ID}")

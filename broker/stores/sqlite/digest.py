@@ -118,19 +118,23 @@ DIGESTS = {  # table -> the facts of a call that it keeps apart, besides the day
 _ADD = """insert into {table}
     select at_ms / 86400000, {facts}, count(*), count(dispatch_us),
         total(dispatch_us), coalesce(max(dispatch_us), 0)
-    from (select *, laps_us ->> '$.dispatch' as dispatch_us from invocation where {chosen}) where true
+    from (select *, laps_us ->> '$.dispatch' as dispatch_us from {records} where {chosen}) where true
     group by at_ms / 86400000, {facts}
     on conflict do update set calls = calls + excluded.calls, sent = sent + excluded.sent,
         dispatch_us = dispatch_us + excluded.dispatch_us, slowest_us = max(slowest_us, excluded.slowest_us)"""
 _ADD_SPENT = """insert into {table}_spent
     select at_ms / 86400000, {facts}, unit, sum(amount)
-    from invocation join spent using (call_id) where {chosen}
+    from {records} join spent using (call_id) where {chosen}
     group by at_ms / 86400000, {facts}, unit on conflict do update set amount = amount + excluded.amount"""
 _CHOSEN = f"id > ?1 and id <= ?2 and state not in {OPEN}"
 
 
 def _additions(table: str, chosen: str) -> list[str]:
-    return [add.format(table=table, facts=", ".join(DIGESTS[table]), chosen=chosen) for add in (_ADD, _ADD_SPENT)]
+    facts = DIGESTS[table]
+    records = "record" if "backend" in facts else "invocation"  # the view, for what no column of the table says
+    return [
+        add.format(table=table, records=records, facts=", ".join(facts), chosen=chosen) for add in (_ADD, _ADD_SPENT)
+    ]
 
 
 _NEW = [statement for table in DIGESTS for statement in _additions(table, _CHOSEN)]

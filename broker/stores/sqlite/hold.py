@@ -35,7 +35,7 @@ _TARGET: Mapping[str, State] = {"approve": "approved", "reject": "rejected", "wi
 _OPEN_HOLDS = """select count(*), min(h.expires_at_ms)
     from invocation i indexed by invocation_open join hold h on h.call_id = i.call_id
     where (i.state = 'held' or i.state = 'approved')
-    and i.agent = ? and i.tenant = ? and i.issuer = ?"""
+    and i.agent = ? and i.tenant = ? and (select issuer from caller where id = i.caller) = ?"""
 
 
 # ------------------------------------------------------------------------------------------------------------ opening

@@ -11,16 +11,17 @@ from broker.model.hold import Approval, Hold, Preview
 from broker.model.invocation import OPEN, Invocation, InvocationQuery, Sight
 from broker.ports import OpenCalls
 
-_SELECT = """select i.call_id, i.state, i.at_ms, i.changed_at_ms, i.face, i.agent, i."user", i.tenant, i.issuer,
-        i.principal_key, i.request_id, i.trace_id, i.tool, i.tool_version, i.tool_effect, i.definition, i.backend,
-        i.rule, i.policy_version, i.arguments_digest, i.quotas, i.code, i.stage, i.message, i.effect,
+_SELECT = """select i.call_id, i.state, i.at_ms, i.changed_at_ms, p.face, i.agent, i."user", i.tenant, p.issuer,
+        p.principal_key, i.request_id, i.trace_id, i.tool, t.tool_version, t.tool_effect, t.definition, t.backend,
+        i.rule, t.policy_version, i.arguments_digest, i.quotas, i.code, i.stage, i.message, i.effect,
         i.backend_status, i.result_digest, i.result_bytes, i.laps_us, i.writer, k.body,
         h.reason, h.expires_at_ms, h.scopes, h."groups", h.persons, h.reviewer, h.review_reason, h.reviewed_at_ms,
         h.collected_at_ms, h.terms, h.bound, h.votes
-    from invocation i
+    from {source} cross join caller p on p.id = i.caller cross join called t on t.id = i.called
     left join hold h on h.call_id = i.call_id and i.held = 1
     left join payload k on k.call_id = i.call_id and k.part = 'kept'"""
 
+_ONE = f"{_SELECT.format(source='invocation i')} where i.call_id = ?"
 _OPEN = "(i.state = 'held' or i.state = 'approved' or i.state = 'dispatching')"  # that partial index's, word for word
 _COUNT_OPEN = f"""select i.state, count(*), min(i.at_ms) from invocation i indexed by invocation_open
     where {_OPEN} group by i.state"""  # noqa: S608 – constants of this file
@@ -28,16 +29,17 @@ _WINDOW = "select count(*) from (select 1 from invocation where at_ms >= ? and a
 _OF_USER = """i.id in (select id from digest_user where "user" = ? {within} union all
     select id from invocation where id > (select upto from digest_at) {within})"""
 FEW = 20_000  # rows of a window of time that are looked through one by one
-_EQUAL = {  # filter of InvocationQuery -> its column
-    "agent": "i.agent",
-    "user": 'i."user"',
-    "tenant": "i.tenant",
-    "tool": "i.tool",
-    "backend": "i.backend",
-    "rule": "i.rule",
-    "code": "i.code",
-    "principal_key": "i.principal_key",
-    "trace_id": "i.trace_id",
+_CALLER = "i.caller in (select id from caller where {} = ?)"
+_EQUAL = {  # filter of InvocationQuery -> its condition
+    "agent": "i.agent = ?",
+    "user": 'i."user" = ?',
+    "tenant": "i.tenant = ?",
+    "tool": "i.tool = ?",
+    "backend": "i.called in (select id from called where backend = ?)",
+    "rule": "i.rule = ?",
+    "code": "i.code = ?",
+    "principal_key": _CALLER.format("principal_key"),
+    "trace_id": "i.trace_id = ?",
 }
 
 
@@ -54,14 +56,14 @@ _OPERATORS = {"=": "=", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 
 
 def one(db: sqlite3.Connection, call_id: str) -> Invocation | None:
-    row = db.execute(f"{_SELECT} where i.call_id = ?", (call_id,)).fetchone()
+    row = db.execute(_ONE, (call_id,)).fetchone()
     return None if row is None else _invocation(row)
 
 
 def some(db: sqlite3.Connection, query: InvocationQuery) -> list[Invocation]:
     """In order of commit, newest first; with `after`, oldest first, so that who follows misses nothing."""
     conditions, values = where(query)
-    select = _SELECT.replace("invocation i", source_of(db, query), 1)
+    select = _SELECT.format(source=source_of(db, query))
     order = "asc" if query.after or query.oldest_first else "desc"
     by = "search.rowid" if query.words else "i.id"  # the index of words gives its own in order, and need not give all
     sql = f"{select} where {' and '.join(conditions)} order by {by} {order} limit ?"
@@ -113,10 +115,10 @@ def _scanned(query: InvocationQuery, column: str) -> tuple[str, list[Any]]:
 def where(query: InvocationQuery) -> tuple[list[str], list[Any]]:
     """The filters as conditions on `invocation i`, at least one, and their values."""
     where, values = ["1 = 1"], list[Any]()
-    for name, column in _EQUAL.items():
+    for name, condition in _EQUAL.items():
         wanted = cast("str", getattr(query, name))
         if wanted:
-            where.append(f"{column} = ?")
+            where.append(condition)
             values.append(wanted)
     if query.code:
         where.append("i.code <> ''")  # lets the partial index be used
@@ -172,7 +174,8 @@ def _sieve(sight: Sight) -> tuple[str, list[Any]]:
     """One's own calls, and holds that name one; `person` is the identity checks' own (see database.connect)."""
     named = ['instr(h.scopes || h."groups" || h.terms, ?) > 0'] * len(sight.names)
     held = f"i.held = 1 and exists (select 1 from hold h where h.call_id = i.call_id and ({' or '.join(named)}))"  # noqa: S608 – constants
-    own = 'i.principal_key = ? or (i.issuer = ? and i."user" <> \'\' and person(i."user") = ?)'
+    user = f'{_CALLER.format("issuer")} and i."user" <> \'\' and person(i."user") = ?'
+    own = f"{_CALLER.format('principal_key')} or ({user})"
     quoted = [json.dumps(name, ensure_ascii=False) for name in sight.names]
     whole = [own, held] if named else [own]
     return f"({' or '.join(whole)})", [sight.principal_key, sight.issuer, sight.user, *quoted]

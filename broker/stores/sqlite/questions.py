@@ -30,6 +30,8 @@ _OF_RECORDS = """select {name} as name, i.state as state, count(*) as calls, cou
     total(i.laps_us ->> '$.dispatch') as us, max(i.laps_us ->> '$.dispatch') as slowest
     from {source} where {where} group by 1, 2"""
 
+_OF_RECORD = {"backend": "(select backend from called where id = i.called)"}  # what no column of theirs says
+
 _SPENT = "select name, unit, sum(amount) from ({parts}) group by name, unit"
 _SPENT_OF_DIGEST = """select {name} as name, unit, sum(i.amount) as amount from {source} where {where}
     group by 1, 2"""
@@ -81,7 +83,7 @@ def _asked(db: sqlite3.Connection, texts: tuple[str, str, str], by: By, parts: l
     suffix = "_spent" if whole is _SPENT else ""
     asked = [
         (digest if part.digest else records).format(
-            name=f'{"" if part.digest else "+"}i."{by}"',
+            name=f'i."{by}"' if part.digest else _OF_RECORD.get(by, f'+i."{by}"'),
             where=part.where,
             source=f"{part.digest}{suffix} i" if part.digest else part.source,
         )
@@ -113,9 +115,10 @@ def _parts(db: sqlite3.Connection, query: InvocationQuery, by: By) -> Iterator[_
         yield _records(db, replace(query, until_ms=first * DAY_MS), taken, upto, *whose)
     if query.until_ms:
         yield _records(db, replace(query, since_ms=last * DAY_MS), taken, upto, *whose)
-    where, values = queries.where(replace(query, since_ms=0, until_ms=0))
-    days = "i.day >= ? and i.day < ?" + person
-    yield _Part(digest, " and ".join([*where, days]), (*values, first, last, *whose))
+    backend, of_backend = (" and i.backend = ?", (query.backend,)) if query.backend else ("", ())
+    where, values = queries.where(replace(query, since_ms=0, until_ms=0, backend=""))
+    days = f"i.day >= ? and i.day < ?{person}{backend}"
+    yield _Part(digest, " and ".join([*where, days]), (*values, first, last, *whose, *of_backend))
 
 
 def _digest_for(query: InvocationQuery, by: By) -> str:

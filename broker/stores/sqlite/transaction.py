@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from broker.data import dataclass
+from broker.data import dataclass, field
 from broker.errors import BrokerError
 from broker.model.canonical import canonical
 from broker.model.invocation import TRANSITIONS, State
+from broker.stores.sqlite.context import Context
 from broker.stores.sqlite.ledger import Ledger
 from broker.stores.sqlite.rows import Rows
 from broker.stores.sqlite.seal import Seal
@@ -39,11 +40,17 @@ class Transaction:
     seal: Seal
     open_per_agent: int
     urgent: bool = False
+    context: Context = field(default_factory=Context)
 
     @property
     def db(self) -> sqlite3.Connection:
         """To read from and to write to, with all that was put off written. Raises Spoiled."""
         return self.rows.db
+
+    def back_to(self, mark: tuple[int, bytes]) -> None:
+        """What was done since the ledger stood there (`Ledger.mark`) is rolled back in the database."""
+        self.ledger.back_to(mark)
+        self.context.forget()
 
 
 # The columns of an invocation that change after its first row, beside its state and the time.

@@ -370,7 +370,7 @@ class Writer:
             file.db.execute("commit")
         except BaseException:
             rows.forget()
-            tx.ledger.back_to(mark)
+            tx.back_to(mark)
             file.roll_back()
             raise
         return results
@@ -395,13 +395,13 @@ class Writer:
             answer = refusal
         except Undo as refusal:
             db.execute("rollback to job")
-            self._tx.ledger.back_to(mark)
+            self._tx.back_to(mark)
             answer = refusal.answer
         except Exception as error:  # as above; here the job alone is undone
             if is_storage(error):
                 raise
             db.execute("rollback to job")
-            self._tx.ledger.back_to(mark)
+            self._tx.back_to(mark)
             log.exception("a record could not be written: our bug", job=getattr(job.function, "__qualname__", "?"))
             answer = Internal("The broker failed to record this.", next_step="Tell the operator.")
             answer.__cause__ = error

@@ -163,7 +163,7 @@ def _end(whole: Whole, db: sqlite3.Connection, records: Records) -> None:
     extra = db.execute("select call_id from invocation where id > ? limit 1", (whole.last_record,)).fetchone()
     if extra is not None:
         raise FoundError(_nowhere(), _inserted(extra[0]))
-    whole.named |= records.said.named
+    whole.named |= records.said.named()
     for table, id_ in db.execute(_NAMED):
         if (table, id_) not in whole.named:
             raise FoundError(_nowhere(), f"row {id_} of `{table}` belongs to no record: it was inserted")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from jiter import from_json
 
-from broker.verifier.said import CALLED, CALLER, SHARED, Said, is_no_text
+from broker.verifier.said import CALLED_SHARED, CALLER_SHARED, Said, is_no_text
 from broker.verifier.usual import COLUMNS, Entry, Row
 
 ALL = 1 << 62  # beyond every id
@@ -26,7 +26,8 @@ _FRESH: dict[str, Any] = {"quotas": [], "laps_us": {}}
 
 _KEPT = "left join payload k on k.call_id = i.call_id and k.part = 'kept'"
 _COMPARED: Callable[[Any], tuple[Any, ...]] = itemgetter(*COLUMNS)
-_COMPARED_SHARED: Callable[[Any], tuple[Any, ...]] = itemgetter(*SHARED)
+_SHARED = (*CALLER_SHARED, *CALLED_SHARED)
+_COMPARED_SHARED: Callable[[Any], tuple[Any, ...]] = itemgetter(*_SHARED)
 _COLUMNS = ", ".join(f'i."{name}"' for name in COLUMNS)
 _ROWS = f"""select i.id, i.call_id, k.body, i.laps_us, i.quotas, i.caller, i.called, {_COLUMNS}
     from invocation i {_KEPT} where i.id >= ? order by i.id"""  # noqa: S608 – a constant
@@ -89,7 +90,7 @@ class Records:
         bar = names.index("bar")
         self._names, self._hold_names = tuple(names[:bar]), tuple(names[bar + 1 : -2])
         columns = {name: 0 if kind == "INTEGER" else "" for name, kind in db.execute(_TYPES) if name not in _IDS}
-        self._fresh: dict[str, Any] = {**columns, **dict.fromkeys(SHARED, ""), **_FRESH}
+        self._fresh: dict[str, Any] = {**columns, **dict.fromkeys(_SHARED, ""), **_FRESH}
         self.said = Said(db)
         self._rows: sqlite3.Cursor | None = None
         self.erased = self.count = self.last = 0  # last: the id of the last row that was read, 0: none was
@@ -133,8 +134,8 @@ class Records:
             caller, called = body["as"]
             if not (0 <= caller < seq and 0 <= called < seq):
                 raise ValueError(f"`as` names {body['as']}, which do not come before it")
-            says |= self.said.columns(chain, caller, CALLER) if caller else {}
-            says |= self.said.columns(chain, called, CALLED) if called else {}
+            says |= self.said.callers.said(chain, caller) if caller else {}
+            says |= self.said.called.said(chain, called) if called else {}
         return {**says, **body["set"]}
 
     def judge(self, call: OpenCall, record: Row | None = None) -> None:

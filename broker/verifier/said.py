@@ -11,30 +11,17 @@ from typing import Any
 
 from jiter import from_json
 
-KNOWN = 4096  # entries, and pairs of them, of which each takes up to 1 kB
+KNOWN = 4096  # of each kind that are remembered; each takes up to 1 kB
 
 CALLER = ("face", "agent", "user", "tenant", "issuer", "principal_key", "credential_id")
 CALLED = ("tool", "tool_version", "tool_effect", "definition", "backend", "rule", "policy_version", "record", "writer",
           "state", "effect")  # fmt: skip
-SHARED = ("face", "issuer", "principal_key", "tool_version", "tool_effect", "definition", "backend", "policy_version",
-          "record")  # fmt: skip
-OWN = ("agent", "user", "tenant", "credential_id", "tool", "rule", "writer")  # the others, in a record itself
-_SHARED = """select p.face, p.issuer, p.principal_key, t.tool_version, t.tool_effect, t.definition, t.backend,
-    t.policy_version, t.record from caller p, called t where p.id = ? and t.id = ?"""
+# Which of them stand in the two tables, and which in a record itself. `state` and `effect`: see the outcome.
+CALLER_SHARED = ("face", "issuer", "principal_key")
+CALLED_SHARED = ("tool_version", "tool_effect", "definition", "backend", "policy_version", "record")
+CALLER_OWN = ("agent", "user", "tenant", "credential_id")
+CALLED_OWN = ("tool", "rule", "writer")
 _ENTRY = "select kind, cast(body as blob) from entry where chain = ? and seq = ?"
-
-Pair = tuple[int, tuple[Any, ...]]
-"""(the higher seq of the two entries, the values of OWN)"""
-
-
-def text_of(db: sqlite3.Connection, sql: str, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """One row; None where there is none, or one with a text that is not UTF-8."""
-    try:
-        return db.execute(sql, values).fetchone()
-    except sqlite3.OperationalError as error:
-        if is_no_text(error):
-            return None
-        raise
 
 
 def is_no_text(error: sqlite3.OperationalError) -> bool:
@@ -42,50 +29,80 @@ def is_no_text(error: sqlite3.OperationalError) -> bool:
     return getattr(error, "sqlite_errorcode", None) is None
 
 
-class Said:
-    """named: rows of `caller` and `called` that some record named, as (table, id)."""
+class Common:
+    """One of the two kinds. named: ids of the rows of its table that some record named. agreed: see `agree`."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        table: str,
+        columns: tuple[str, ...],
+        shared: tuple[str, ...],
+        own: tuple[str, ...],
+    ) -> None:
         self._db = db
-        self._pairs: dict[tuple[str, str, int, int], Pair] = {}
-        self._shared: dict[tuple[int, int], tuple[Any, ...]] = {}
-        self.named = set[tuple[str, int]]()
-        self._known: dict[tuple[str, int, tuple[str, ...]], dict[str, Any]] = {}
+        self._columns, self._shared, self._own = columns, shared, own
+        self._row = f"select {', '.join(shared)} from {table} where id = ?"  # noqa: S608 – constants
+        self._rows: dict[int, tuple[Any, ...]] = {}
+        self._said: dict[tuple[str, int], dict[str, Any]] = {}
+        self.agreed: dict[tuple[str, str, int], tuple[int, tuple[Any, ...]]] = {}
+        self.named = set[int]()
 
-    def pair(self, chain: str, named: str, caller: int, called: int) -> Pair:
-        """What an intent says by naming two others, `<seq>,<seq>` of its chain, where its record names this caller and
-        this called, and they agree. Raises ValueError."""
-        key = chain, named, caller, called
-        known = self._pairs.get(key)
+    def agree(self, chain: str, named: str, id_: int) -> tuple[int, tuple[Any, ...]]:
+        """Where the intent that another names (`named`, a seq) says what the row has that its record names: that seq,
+        and the columns that a record has itself. Raises ValueError where they do not agree."""
+        seq = int(named)
+        says = self.said(chain, seq)
+        if tuple(says[name] for name in self._shared) != self.row(id_):
+            raise ValueError("it names others than its record")
+        found = seq, tuple(says[name] for name in self._own)
+        _remember(self.agreed, (chain, named, id_), found)
+        return found
+
+    def row(self, id_: int) -> tuple[Any, ...]:
+        """Its columns; () where there is no such row, or one with a text that is none."""
+        known = self._rows.get(id_)
         if known is None:
-            first, second = map(int, named.split(","))
-            says = self.columns(chain, first, CALLER) | self.columns(chain, second, CALLED)
-            if tuple(says[name] for name in SHARED) != self.shared(caller, called):
-                raise ValueError("it names others than its record")
-            if len(self._pairs) == KNOWN:
-                self._pairs.clear()
-            known = self._pairs[key] = max(first, second), tuple(says[name] for name in OWN)
+            self.named.add(id_)
+            try:
+                known = self._db.execute(self._row, (id_,)).fetchone() or ()
+            except sqlite3.OperationalError as error:
+                if not is_no_text(error):
+                    raise
+                known = ()
+            _remember(self._rows, id_, known)
         return known
 
-    def shared(self, caller: int, called: int) -> tuple[Any, ...]:
-        """The values of SHARED that a record has by these ids; () where there are none such."""
-        known = self._shared.get((caller, called))
-        if known is None:
-            self.named |= {("caller", caller), ("called", called)}
-            if len(self._shared) == KNOWN:
-                self._shared.clear()
-            known = self._shared[caller, called] = text_of(self._db, _SHARED, (caller, called)) or ()
-        return known
-
-    def columns(self, chain: str, seq: int, names: tuple[str, ...]) -> dict[str, Any]:
-        """These columns as the intent there says them itself; not to be changed. Raises ValueError."""
-        known = self._known.get((chain, seq, names))
+    def said(self, chain: str, seq: int) -> dict[str, Any]:
+        """All its columns as the intent there says them itself; not to be changed. Raises ValueError."""
+        known = self._said.get((chain, seq))
         if known is None:
             kind, body = self._db.execute(_ENTRY, (chain, seq)).fetchone() or ("", b"")
             said: dict[str, Any] = from_json(body)["set"] if kind == "intent" else {}
-            if not said.keys() >= set(names):
-                raise ValueError(f"entry {seq} is no intent that says `{names[0]}`")
-            if len(self._known) == KNOWN:
-                self._known.clear()
-            known = self._known[chain, seq, names] = {name: said[name] for name in names}
+            if not said.keys() >= set(self._columns):
+                raise ValueError(f"entry {seq} is no intent that says `{self._columns[0]}`")
+            known = {name: said[name] for name in self._columns}
+            _remember(self._said, (chain, seq), known)
         return known
+
+
+def _remember(known: dict[Any, Any], key: Any, value: Any) -> None:
+    if len(known) == KNOWN:
+        known.clear()
+    known[key] = value
+
+
+class Said:
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.callers = Common(db, "caller", CALLER, CALLER_SHARED, CALLER_OWN)
+        self.called = Common(db, "called", CALLED, CALLED_SHARED, CALLED_OWN)
+
+    def shared(self, caller: int, called: int) -> tuple[Any, ...]:
+        """What a record has by these ids: CALLER_SHARED and CALLED_SHARED."""
+        return self.callers.row(caller) + self.called.row(called)
+
+    def named(self) -> frozenset[tuple[str, int]]:
+        """Rows of the two tables that records named, as (table, id)."""
+        return frozenset(
+            [*(("caller", one) for one in self.callers.named), *(("called", one) for one in self.called.named)]
+        )

@@ -15,11 +15,13 @@ from typing import Any
 
 from jiter import from_json
 
-from broker.verifier.said import OWN, Said
+from broker.verifier.said import CALLED_OWN, CALLER_OWN, Said
 
 # The columns of a row of a record, in the order in which they are compared.
-COLUMNS = (*OWN, "at_ms", "changed_at_ms", "arguments_digest", "request_id", "trace_id", "state", "effect",
-           "backend_status", "result_bytes", "result_digest", "code", "message", "stage", "held")  # fmt: skip
+COLUMNS = (
+    *CALLER_OWN, *CALLED_OWN, "at_ms", "changed_at_ms", "arguments_digest", "request_id", "trace_id", "state", "effect",
+    "backend_status", "result_bytes", "result_digest", "code", "message", "stage", "held",
+)  # fmt: skip
 _AS, _ITSELF = '{"as":[', '{"as":[0'
 _REQUEST = '"request_id":'
 _TO_LAPS = len('],"set":{"arguments_digest":"","laps_us":')
@@ -52,8 +54,10 @@ def agrees(said: Said, opening: Entry, record: Row, closing: Entry) -> bool:
     if '"' in f"{digest}{request_id}{trace_id}{state}{effect}{status}{result}{code}{message}":
         return False
     end = first.find("]")
+    named, _, also = first[len(_AS) : end].partition(",")
     try:
-        highest, own = said.pair(chain, first[len(_AS) : end], caller, called)
+        who = said.callers.agreed.get((chain, named, caller)) or said.callers.agree(chain, named, caller)
+        what = said.called.agreed.get((chain, also, called)) or said.called.agree(chain, also, called)
     except ValueError:  # one says it itself, names what it should not, or the record does
         return False
     keeps = ""
@@ -75,9 +79,10 @@ def agrees(said: Said, opening: Entry, record: Row, closing: Entry) -> bool:
         last == f'{{"set":{{{closes}}}}}'
         and first[end:] == f'],{keeps}"set":{{{opens}}}}}'
         and (request_id != "" or _REQUEST not in first)
-        and (agent, user, tenant, credential_id, tool, rule, writer) == own
+        and (agent, user, tenant, credential_id) == who[1]
+        and (tool, rule, writer) == what[1]
         and _is_part(before, laps)
-        and highest < seq
+        and who[0] < seq > what[0]
         and at_ms == opened_at_ms
         and changed_at_ms == closed_at_ms
         and state in _CLOSED

@@ -95,7 +95,7 @@ def walk(db: sqlite3.Connection, records: Records, low: int, high: int) -> Part:
     except FoundError as found:
         part.fault = found.spot, found.what
     part.records, part.first_record, part.last_record = records.count, records.first, records.last
-    part.erased, part.named = records.erased, frozenset(records.said.named)
+    part.erased, part.named = records.erased, records.said.named()
     return part
 
 

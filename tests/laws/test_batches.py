@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -132,16 +132,6 @@ unusual = st.one_of(
 )
 
 
-class Hand:
-    """Where answers are heard, in the place of the event loop."""
-
-    def __init__(self) -> None:
-        self.answers: list[Any] = []
-
-    def call_soon_threadsafe(self, _deliver: Any, _batch: list[Job], results: list[Any], _urgent: bool) -> None:
-        self.answers += results
-
-
 @cache
 def empty() -> bytes:
     with TemporaryDirectory() as folder:
@@ -154,10 +144,10 @@ def played(batches: Sequence[Sequence[Deed]]) -> tuple[list[Any], dict[str, list
     with TemporaryDirectory() as folder:
         path = Path(folder, "broker.db")
         path.write_bytes(empty())
-        hand, seal = Hand(), Seal(path.with_suffix(".key"), b"k" * 32)
+        seal = Seal(path.with_suffix(".key"), b"k" * 32)
         clock = HandClock()
         writer = Writer(path, chain="c", clock=clock, seal=seal, patience_s=1, lease_s=30, open_per_agent=2)
-        writer._loop = hand  # type: ignore[assignment]
+        writer._bell = Mock()
         writer._file.db.execute("pragma synchronous = off")
         for batch in batches:
             writer._carry_out([Job(*deed) for deed in batch])
@@ -169,7 +159,7 @@ def played(batches: Sequence[Sequence[Deed]]) -> tuple[list[Any], dict[str, list
             names = [name for (name,) in db.execute("select name from sqlite_schema where type = 'table'")]
             rows = {name: db.execute(f"select * from {name}").fetchall() for name in names}
         del rows["_sqlite_migrations"]
-        return [told(answer) for answer in hand.answers], rows
+        return [told(answer) for _, results, _ in writer._answers for answer in results], rows
 
 
 def told(answer: Any) -> Any:

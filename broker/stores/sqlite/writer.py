@@ -1,6 +1,6 @@
 """The one thread that writes, and group commit: jobs that wait together share one transaction and one fsync.
 
-    run → a few turns of the loop → queue → [ begin immediate · job · … · commit ] → one wake-up of the loop for all
+    run → a few turns of the loop → queue → [ begin immediate · job · … · commit ] → bell → one turn of the loop for all
 
 - A lone caller's job is handed over at once. What many ask is handed over together, when the thread has nothing to do
   and the loop has turned a few more times: a turn is short when there is little to do, and with much to do more of them
@@ -26,6 +26,7 @@ import asyncio
 import os
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -41,6 +42,7 @@ from broker.data import dataclass
 from broker.errors import BrokerError, Internal, RecordUnavailable
 from broker.model.ledger import Heads
 from broker.ports import Clock, Load
+from broker.stores.sqlite.bell import Bell
 from broker.stores.sqlite.database import unavailable
 from broker.stores.sqlite.ledger import Ledger, all_heads
 from broker.stores.sqlite.live_file import LiveFile, is_busy, is_storage
@@ -96,6 +98,8 @@ class Writer:
         self._rows = Rows(self._file.db)
         self._tx = Transaction(self._rows, Ledger(self._rows, chain, self._register), seal, open_per_agent)
         self._queue: SimpleQueue[list[Job] | None] = SimpleQueue()
+        self._answers: deque[tuple[list[Job], list[Any], bool]] = deque()  # of batches, and whether they are urgent
+        self._bell: Bell | None = None
         self._asked: list[Job] = []  # not handed over yet
         self._handed = False  # there are some whose answers have not come
         self._batch: list[Job] = []  # what the thread is at
@@ -117,6 +121,7 @@ class Writer:
     def start(self, on_urgent: Callable[[], None]) -> None:
         """Begin to work for this event loop. on_urgent: called in it after a commit that changed a hold."""
         self._loop = asyncio.get_running_loop()
+        self._bell = Bell(self._loop, self._deliver)
         self._on_commit = on_urgent
         self._thread.start()
 
@@ -200,11 +205,15 @@ class Writer:
             raise result
         return result
 
-    def _deliver(self, batch: list[Job], results: list[Any], urgent: bool) -> None:
-        """All answers of a batch, in one wake-up."""
-        self._stall = ""
-        self._handed = False
-        self._gather()
+    def _deliver(self) -> None:
+        """All answers there are."""
+        while self._answers:
+            self._stall = ""
+            self._handed = False
+            self._gather()
+            self._tell(*self._answers.popleft())
+
+    def _tell(self, batch: list[Job], results: list[Any], urgent: bool) -> None:
         for job, result in zip(batch, results, strict=True):
             future = job.future
             if future is None:
@@ -252,7 +261,7 @@ class Writer:
                 self._waiting -= 1
                 self._refuse(job)
         for job in self._batch:
-            self._refuse(job)  # answered later by _deliver, which then finds it done
+            self._refuse(job)  # answered later by _tell, which then finds it done
 
     def _refuse(self, job: Job) -> None:
         if job.future is not None and not job.future.done():
@@ -287,7 +296,10 @@ class Writer:
             self._queue.put(None)
             if self._thread.is_alive():
                 await anyio.to_thread.run_sync(self._thread.join, CLOSE_S)
-            await anyio.lowlevel.checkpoint()  # the last answers are delivered
+            self._deliver()
+            if self._bell is not None and not self._thread.is_alive():  # one that hangs may ring it yet
+                self._bell.close()
+            await anyio.lowlevel.checkpoint()  # whoever waits hears the last answers
         if self._watch is not None:
             self._watch.cancel()
 
@@ -428,11 +440,10 @@ class Writer:
         return (self._beat, self._outage, self._end, _nothing)
 
     def _answer(self, batch: list[Job], results: list[Any], urgent: bool) -> None:
-        assert self._loop is not None, "the thread is started with its loop"  # noqa: S101
-        try:
-            self._loop.call_soon_threadsafe(self._deliver, batch, results, urgent)
-        except RuntimeError:
-            self._stopping = True  # the loop is closed: nobody is left to be told
+        assert self._bell is not None, "the thread is started with its loop"  # noqa: S101
+        self._answers.append((batch, results, urgent))
+        if not self._bell.ring():
+            self._stopping = True  # nobody is left to be told
 
     # ---------------------------------------------------------------------------------------------- the writer's jobs
 

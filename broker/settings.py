@@ -355,6 +355,12 @@ def read_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     except ValidationError as error:
         problems += _mistakes(document, error, environ)
         raise SettingsError(problems) from None
+    for number, one in enumerate(settings.auth.issuers):
+        if not _SAFE_URL.match(one.issuer):
+            at = ("auth", "issuers", number, "issuer")
+            problems.append(
+                document.problem(at, "issuer must be an https URL, or one of this machine: its keys vouch for all")
+            )
     if settings.console.issuer and settings.console.issuer not in [one.issuer for one in settings.auth.issuers]:
         problems.append(
             document.problem(("console", "issuer"), "names none of auth.issuers, so it would not be believed")

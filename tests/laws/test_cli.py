@@ -362,6 +362,8 @@ def test_an_unknown_command_is_a_usage_error_with_a_suggestion(tmp_path: Path) -
         ("log", "--since", "soon"),
         ("call",),
         ("connect", "emacs"),
+        ("log", "--by", "moon"),
+        ("log", "--limit", "0"),
         ("connect", "--stdio", "--http"),
     ],
 )
@@ -369,7 +371,7 @@ def test_a_wrong_command_line_ends_with_2_and_one_error(words: tuple[str, ...], 
     said = broker(*words, cwd=tmp_path)
     assert said.code == 2
     assert said.err.startswith("Error: ")
-    assert "Traceback" not in said.err
+    assert not any(odd in said.err for odd in ("Traceback", "Value error", "Input should"))
 
 
 def test_settings_that_are_not_there_are_named_with_the_command_that_writes_them(tmp_path: Path) -> None:

@@ -141,3 +141,11 @@ def test_the_consoles_issuer_is_one_that_is_believed_and_knows_us(console: str, 
     (problem,) = problems_with(tmp_path, f"auth: {{issuers: [{{issuer: https://a.example}}]}}\nconsole: {console}\n")
     assert problem.startswith("broker.yaml:2:")
     assert told in problem
+
+
+@pytest.mark.parametrize("issuer", ["http://login.example.com", "login.example.com", "file:///keys", ""])
+def test_an_issuer_whose_keys_would_come_in_clear_is_refused_with_the_settings(issuer: str, tmp_path: Path) -> None:
+    settings = tmp_path / "broker.yaml"
+    settings.write_text(f"auth:\n  issuers:\n    - issuer: '{issuer}'\n")
+    with pytest.raises(SettingsError, match=r":3:15: issuer must be an https URL"):
+        read_settings(settings, {})

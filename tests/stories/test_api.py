@@ -209,6 +209,7 @@ async def test_without_a_token_the_way_to_one_is_told(house: House) -> None:
         ("GET", "/api/invocations?state=sleeping", 400),
         ("GET", "/api/invocations?tool=a&tool=b", 400),
         ("DELETE", "/api/holds", 405),
+        ("POST", "/api/nothing", 404),
         ("GET", "/api/nothing", 404),
         ("GET", "/api", 404),
         ("POST", "/api/holds/x/approve", 404),

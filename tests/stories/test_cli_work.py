@@ -251,6 +251,15 @@ def test_records_are_verified_against_an_anchor_and_exported_as_lines(home: Path
     assert [json.loads(line)["state"] for line in lines] == ["succeeded"] * 3
 
 
+def test_a_file_that_is_not_there_or_cannot_be_written_is_one_sentence(home: Path) -> None:
+    ok(broker("call", "note_write", "text=a", cwd=home))
+    said = broker("export", "--output", "nowhere/calls.jsonl", cwd=home)
+    assert (said.code, said.err) == (2, "nowhere/calls.jsonl: cannot be written: No such file or directory\n")
+    said = broker("verify", "--anchor", "nowhere", cwd=home)
+    assert (said.code, said.out) == (2, "")
+    assert said.err == "nowhere: there is no such anchor; `--write-anchor FILE` writes one\n"
+
+
 def test_credentials_made_by_hand_open_the_door_and_close_again(home: Path) -> None:
     ok(broker("client", "add", "bot", "--scope", "notes.write", cwd=home))
     key = ok(broker("token", "--api-key", "night", "--scope", "notes.write", "--expires", "1d", cwd=home)).out.strip()

@@ -67,8 +67,8 @@ class Api:
         return [
             Route(f"{PATH}/openapi.json", self._describe, methods=["GET"]),
             *(Route(path, self._serve(operations)) for path, operations in by_path.items()),
-            Route(PATH, self._nothing),
-            Route(f"{PATH}/{{rest:path}}", self._nothing),
+            Route(PATH, _Endpoint(self._nothing)),
+            Route(f"{PATH}/{{rest:path}}", _Endpoint(self._nothing)),
         ]
 
     async def _describe(self, request: Request) -> Response:

@@ -124,7 +124,8 @@ def _usage(mistake: TyperException) -> int:
     if type(mistake).__name__ == "NoArgsIsHelpError":
         tell(mistake.format_message())
         return 2
-    tell(f"Error: {safe(mistake.format_message(), lines=True)}")
+    said = mistake.format_message().replace("Value error, ", "").replace("Input should be", "must be")
+    tell(f"Error: {safe(said, lines=True)}")
     if context is not None:
         tell(f"`{context.command_path} --help` shows how it is used.")
     return mistake.exit_code

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from broker.errors import Problem, SettingsError
 from broker.faces.cli import house, options
 from broker.faces.cli.log import moment
 from broker.faces.cli.output import json_line, tell
@@ -95,7 +96,12 @@ async def _export(config: Path | None, form: Form, output: Path | None, since: s
     async with open_records(config) as records:
         now_ms = records.clock.now_ms()
         since_ms, until_ms = moment(since, now_ms, "--since"), moment(until, now_ms, "--until")
-        number = await _write(_pages(records, since_ms, until_ms), form, output)
+        try:
+            number = await _write(_pages(records, since_ms, until_ms), form, output)
+        except OSError as error:
+            if output is None:  # whoever reads what is printed has gone
+                raise
+            raise SettingsError([Problem(str(output), 0, 0, f"cannot be written: {error.strerror}")]) from error
         await records.store.note(
             "export", {"format": form, "calls": number, "since_ms": since_ms, "until_ms": until_ms, "via": "cli"}
         )

@@ -67,6 +67,8 @@ def verify(
     if not database.exists():
         message = "there are no records yet; `broker serve` or `broker call` begins them"
         raise SettingsError([Problem(str(database), 0, 0, message)])
+    if anchor is not None and not anchor.exists():
+        raise SettingsError([Problem(str(anchor), 0, 0, "there is no such anchor; `--write-anchor FILE` writes one")])
     pinned = settings.directory / PUBLIC_FILE
     is_ours = not key and anchor is not None and pinned.is_file()
     found = verifier.verify(database, anchor, key=_key(key or (str(pinned) if is_ours else "")))

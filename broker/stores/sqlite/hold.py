@@ -301,7 +301,7 @@ def _decided(invocation: Invocation | None) -> Conflict:
     """Somebody, or the clock, was first."""
     found = _still(invocation)
     assert found.hold is not None, "a call that was held has a hold"  # noqa: S101 – the schema's own promise
-    by = f" by {found.hold.reviewer}" if found.hold.reviewer else ""
+    by = f", decided by {found.hold.reviewer}" if found.hold.reviewer else ""
     return Conflict(
         f"The held call {found.call_id} is already {found.state}{by}.",
         state=found.state,

@@ -73,6 +73,12 @@ class Connection:
         elif exchange.back.session is not None:
             await exchange.back.session.tell(method, params)
 
+    def hears(self, method: str) -> bool:
+        """Whether any caller may want what this method of `sdk.TOLD` says; `told` finds out whose it is."""
+        is_log = method == "notifications/message"
+        backs = (exchange.back for exchange in self._exchanges.values())
+        return any(back is not None and (back.session or (is_log and back.log_level)) for back in backs)
+
     async def set_level(self, level: str, deadline: float) -> None:
         """Have the server log from this level on (handshake eras). A server that will not is left to its own level."""
         if level and level != self.level and self.session.logs:

@@ -32,6 +32,7 @@ from broker.backends.mcp_modern import Progress
 from broker.backends.mcp_offer import read_offer
 from broker.backends.mcp_watch import Subscribe, Watched
 from broker.backends.mcp_words import said
+from broker.backends.pace import Pace
 from broker.errors import AnswerWithheld, BrokerError, Rejected, TimedOut, Unavailable
 from broker.model.back import ASKING_S, Back, Declined
 from broker.ports import Clock, Health, Offer
@@ -99,10 +100,10 @@ class Link:
 
     async def run(self) -> None:
         """Keep the link up until `stop`. Shielded: the house may be going down, but children are ended in order."""
-        failures = 0
+        failures, pace = 0, Pace()
         with anyio.CancelScope(shield=True):
             while not self._stopping:
-                began_up, words = await self._one_connection()
+                began_up, words = await self._one_connection(pace)
                 if self._stopping:
                     break
                 if not words:  # asleep
@@ -141,7 +142,7 @@ class Link:
         self._changed = anyio.Event()
         self._on_change()
 
-    async def _one_connection(self) -> tuple[float | None, str]:
+    async def _one_connection(self, pace: Pace) -> tuple[float | None, str]:
         """Make a connection and serve it to its end. Returns when it came up (None: never), why it ended ("": idle)."""
         self._become("starting")
         up_at: float | None = None
@@ -157,7 +158,9 @@ class Link:
                         on_updated=self._updated,
                         on_asked=self._asked,
                         on_told=self._told,
+                        hears=self._hears,
                         declared=self._declared or {},
+                        pace=pace,
                     )
                     async with session, anyio.create_task_group() as tasks:
                         is_own = self._declared is not None
@@ -241,6 +244,9 @@ class Link:
     async def _told(self, method: str, params: Mapping[str, Any]) -> None:
         if self._current is not None:
             await self._current.told(method, params)
+
+    def _hears(self, method: str) -> bool:
+        return self._current is not None and self._current.hears(method)
 
     def roots_changed(self) -> None:
         """The agent this link belongs to says that its roots changed."""

@@ -27,9 +27,6 @@ from broker.backends.rejection import refused, rejected
 from broker.backends.upstream import USER_AGENT, Lines, Response, Upstream
 from broker.errors import AnswerWithheld, Broken, BrokerError
 
-EVENTS_BURST = 2000
-EVENTS_PER_S = 250.0
-
 Progress = Callable[[float, float | None, str | None], Awaitable[None]]
 
 _FIXED = {
@@ -53,6 +50,7 @@ class ModernCalls:
         self._upstream = upstream
         self._auth = auth
         self._now_ms = now_ms
+        self._pace = Pace()
 
     async def call(
         self,
@@ -132,7 +130,7 @@ class ModernCalls:
     async def _from_events(
         self, response: Response, request_id: int, exchange: Exchange, progress: Progress | None
     ) -> dict[str, Any] | None:
-        async with aclosing(_slowed(response, self._upstream.cap)) as events:
+        async with aclosing(_slowed(response, self._upstream.cap, self._pace)) as events:
             try:
                 async for data in events:
                     message = self._read(data)
@@ -231,9 +229,9 @@ class _TooLargeError(ValueError):
     """One event has more bytes than a whole answer may have."""
 
 
-async def _slowed(response: Response, cap: int) -> AsyncGenerator[bytes]:
+async def _slowed(response: Response, cap: int, pace: Pace) -> AsyncGenerator[bytes]:
     """The data of its message events, slowed to a rate: a flood waits in its own socket. Raises Cut, _TooLargeError."""
-    events, pace = Events(cap), Pace(EVENTS_PER_S, EVENTS_BURST)
+    events = Events(cap)
     async with aclosing(response.pieces()) as pieces:
         async for piece in pieces:
             for data in events.feed(piece):

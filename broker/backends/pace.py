@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import anyio
 
+MESSAGES_PER_S = 250.0  # that are no answers: each costs as much as a part of a call, and everybody pays for it
+MESSAGES_BURST = 250.0
+WAIT_S = 0.05  # the least that is waited for, since waiting costs more than a message
+
 
 class Pace:
-    """per_s: how much in a second, in any unit. burst: how much at once, at most, after a quiet time."""
+    """per_s: how much in a second, in any unit. burst: how much at once, at most, after a quiet time.
+
+    One for each server, however many connections and requests it talks on.
+    """
 
     __slots__ = ("_burst", "_filled_at", "_left", "_per_s")
 
-    def __init__(self, per_s: float, burst: float) -> None:
+    def __init__(self, per_s: float = MESSAGES_PER_S, burst: float = MESSAGES_BURST) -> None:
         self._per_s = per_s
         self._burst = self._left = burst
         self._filled_at = anyio.current_time()
@@ -20,5 +27,5 @@ class Pace:
         now = anyio.current_time()
         self._left = min(self._left + (now - self._filled_at) * self._per_s, self._burst) - amount
         self._filled_at = now
-        if self._left < 0:
+        if self._left < -self._per_s * WAIT_S:
             await anyio.sleep(-self._left / self._per_s)

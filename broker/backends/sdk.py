@@ -61,9 +61,6 @@ _LIST_CHANGED = (
     types.PromptListChangedNotification,
 )
 
-NOTIFICATIONS_BURST = 2000  # each costs as much as a tenth of a call, and everybody pays for it
-NOTIFICATIONS_PER_S = 250.0
-
 # Request ids are the process's, never a session's: an MRTR retry over a new session must not meet its old id.
 _ids = itertools.count(1)
 
@@ -81,9 +78,9 @@ def next_request_id() -> int:
 class _Inlet:
     """What comes in, with notifications slowed to a rate: a flood waits in its own pipe instead of filling ours."""
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, pace: Pace) -> None:
         self._inner = inner
-        self._pace = Pace(NOTIFICATIONS_PER_S, NOTIFICATIONS_BURST)
+        self._pace = pace
 
     @property
     def last_context(self) -> Any:
@@ -117,6 +114,14 @@ class _Inlet:
 
 
 TOLD = ("notifications/message", "notifications/elicitation/complete")
+_HEARD = frozenset(
+    {
+        "notifications/tools/list_changed",
+        "notifications/resources/list_changed",
+        "notifications/prompts/list_changed",
+        "notifications/resources/updated",
+    }
+)  # besides: what `Session._heard` is for
 
 Asked = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 """(method of ASKABLE, params) → the result. Raises Declined. Runs in the context of the request it came with, where the
@@ -129,12 +134,27 @@ class _Dispatcher(JSONRPCDispatcher[Any]):
     """Says when the connection has ended; hands over raw what servers ask and tell, which the SDK's typed callbacks
     would lose fields of."""
 
-    def __init__(self, streams: Streams, on_end: Callable[[], None], on_asked: Asked, on_told: Told) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        pace: Pace,
+        *,
+        on_end: Callable[[], None],
+        on_asked: Asked,
+        on_told: Told,
+        hears: Callable[[str], bool],
+    ) -> None:
         read, write = streams
-        super().__init__(_Inlet(read), write)
-        self._on_end, self._on_asked, self._on_told = on_end, on_asked, on_told
+        super().__init__(_Inlet(read, pace), write)
+        self._on_end, self._on_asked, self._on_told, self._hears = on_end, on_asked, on_told, hears
 
-    async def run(self, on_request: Any, on_notify: Any, *args: Any, **kwargs: Any) -> None:
+    async def run(self, on_request: Any, on_notify: Any, on_notify_intercept: Any = None, **kwargs: Any) -> None:
+        def taken(method: str, params: Mapping[str, Any] | None) -> bool:
+            """What the SDK takes for itself, and what nobody would hear: that costs no task."""
+            if on_notify_intercept is not None and on_notify_intercept(method, params):
+                return True
+            return not (self._hears(method) if method in TOLD else method in _HEARD)
+
         async def asked(context: Any, method: str, params: Mapping[str, Any] | None) -> dict[str, Any]:
             if method not in ASKABLE:
                 return await on_request(context, method, params)
@@ -150,7 +170,7 @@ class _Dispatcher(JSONRPCDispatcher[Any]):
                 await on_notify(context, method, params)
 
         try:
-            await super().run(asked, told, *args, **kwargs)
+            await super().run(asked, told, taken, **kwargs)
         finally:
             self._on_end()
 
@@ -169,7 +189,8 @@ class Session:
 
     on_end: called when the peer closed the connection. on_changed: called when it says that one of its lists changed.
     on_updated: called with the URI of a resource that it says has changed. on_asked, on_told: what it asks and tells in
-    the middle of a request. declared: the client capabilities of this connection.
+    the middle of a request. hears: whether somebody wants what a method of TOLD says. declared: the client capabilities
+    of this connection. pace: of the server's notifications.
     """
 
     def __init__(
@@ -181,11 +202,13 @@ class Session:
         on_updated: Callable[[str], None],
         on_asked: Asked,
         on_told: Told,
+        hears: Callable[[str], bool],
         declared: Mapping[str, Any],
+        pace: Pace,
     ) -> None:
         self._on_changed = on_changed
         self._on_updated = on_updated
-        self._dispatcher = _Dispatcher(streams, on_end, on_asked, on_told)
+        self._dispatcher = _Dispatcher(streams, pace, on_end=on_end, on_asked=on_asked, on_told=on_told, hears=hears)
         self._session = _Session(
             dispatcher=self._dispatcher,
             message_handler=self._heard,

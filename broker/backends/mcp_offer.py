@@ -18,6 +18,7 @@ from broker.backends.exchange import Exchange
 from broker.backends.mcp_connection import Connection
 from broker.data import dataclass, field
 from broker.errors import Rejected
+from broker.model.shared import Pool
 from broker.ports import Offer
 
 PAGES = 50
@@ -81,16 +82,17 @@ async def list_all(kind: Kind, ask: Callable[[dict[str, Any]], Awaitable[dict[st
     """All pages of one list by `ask(params)`, at most `most` entries, 8 MiB, 50 pages. Raises what `ask` raises."""
     listing = Listing(kind)
     names: set[str] = set()
+    pool = Pool()
     cursors: set[str] = set()
     params: dict[str, Any] = {}
     for _ in range(PAGES):
         page = await ask(dict(params))
-        entries: Any = page.get(kind.field)
+        entries: Any = page.pop(kind.field, None)  # the connection keeps its last message
         for entry in cast("list[Any]", entries) if isinstance(entries, list) else []:
             if len(listing.entries) >= most:
                 listing.note(f"it offers more than {most} {kind.words} (`max_tools`); the rest is left out")
                 return listing
-            if not _take(listing, entry, names):
+            if not _take(listing, entry, names, pool):
                 return listing
         cursor = page.get("nextCursor")
         if not isinstance(cursor, str) or not cursor:
@@ -104,7 +106,7 @@ async def list_all(kind: Kind, ask: Callable[[dict[str, Any]], Awaitable[dict[st
     return listing
 
 
-def _take(listing: Listing, entry: Any, names: set[str]) -> bool:
+def _take(listing: Listing, entry: Any, names: set[str], pool: Pool) -> bool:
     """Take an entry, or note why not. False when the list is too large to go on."""
     kind = listing.kind
     given: Mapping[str, Any] = cast("Mapping[str, Any]", entry) if isinstance(entry, Mapping) else dict[str, Any]()
@@ -126,7 +128,7 @@ def _take(listing: Listing, entry: Any, names: set[str]) -> bool:
             listing.note(f"its list of {kind.words} is larger than {LIST_BYTES} bytes; the rest is left out")
             return False
         names.add(name)
-        listing.entries.append(given)
+        listing.entries.append(pool.shared(given))
     return True
 
 

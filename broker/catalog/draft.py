@@ -14,6 +14,7 @@ from broker.catalog.schema import Checker
 from broker.data import dataclass, field
 from broker.document import Loc, did_you_mean
 from broker.model.canonical import digest
+from broker.model.shared import one
 from broker.model.task import Long
 from broker.model.tool import RecordMode, Tool, ToolEffect
 from broker.policies import rule
@@ -88,6 +89,7 @@ class Draft:
         """everybody: there are no toolsets, so that all see all. defaults: what the settings say of holds."""
         tool = self._tool()
         facts = self.facts
+        governing = [self.governed, self.timeout_s, self.on_collect, _limits(self.answer), everybody, *defaults]
         return Entry(
             tool=tool,
             rules=rule.bind(self.rules, scopes=self.scopes, effect=self.effect, tool=facts),
@@ -101,7 +103,7 @@ class Draft:
             output=self.output,
             audiences=None if everybody else tuple(self.audiences),
             facts=facts,
-            policy=digest([self.governed, self.timeout_s, self.on_collect, _limits(self.answer), everybody, *defaults]),
+            policy=one(digest(governing)),
             dropped=self.dropped,
             derivation=self.derivation,
             preview=self.preview,
@@ -131,7 +133,7 @@ class Draft:
             timeout_s=self.timeout_s,
             result_bytes=self.answer.caps.result_bytes,
             record=self.record,
-            source=self.declared.place(self.loc),
+            source=one(self.declared.place(self.loc)),
         )
 
     def misreferences(self, references: References, *, has: str = "has(args.{0}) && …") -> Iterator[str]:

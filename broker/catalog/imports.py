@@ -19,6 +19,7 @@ from broker.catalog.schema import Checker, SchemaError
 from broker.document import did_you_mean
 from broker.errors import Problem
 from broker.model.canonical import canonical
+from broker.model.shared import one
 from broker.policies.answer import AnswerSpec
 from broker.policies.idempotency import Derivation
 from broker.policies.spec import is_name
@@ -119,7 +120,7 @@ def _draft(
         own=False,
         plan=plan,
         effect=effect,
-        scopes=frozenset(spec.scopes if override.scopes is None else override.scopes),
+        scopes=one(frozenset(spec.scopes if override.scopes is None else override.scopes)),
         owner=spec.owner,
         version=spec.version,
         listed=listed,

@@ -4,6 +4,10 @@ A fault says where (`$.lines[0].sku`), what is wrong and what would be right; it
 secret, but may show what the schema says (limits, options, patterns). Nothing is coerced: `"5"` is not 5, and `true` is
 not 1; 1.0 is an integer, as JSON Schema says.
 
+Each schema is compiled when it is loaded, so that a wrong one is refused then. What was made of it is the engine's and
+large; it goes when newer schemas need the room, and is made again by the call that needs it. Schemas that say the same
+are one.
+
 The engine (jsonschema-rs) fetches references by default: here nothing is ever fetched. 2020-12 is the dialect; a
 downstream server's schema may name draft-07 or 2019-09 in `$schema`. Formats are checked, unknown ones ignored.
 """
@@ -12,16 +16,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
 from itertools import islice
+from threading import Lock
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
 import jsonschema_rs
 import orjson
 
-from broker.catalog.bounds import Bounds, Path, UnboundedError, bounds_of, depth_exceeds
+from broker.catalog.bounds import MAX_BYTES, Path, UnboundedError, bounds_of, depth_exceeds
 from broker.data import dataclass
 from broker.document import dotted
 
+KEPT_BYTES = 262_144  # of schemas whose validators are kept: a validator takes some twenty times as much
 MAX_FAULTS = 10
 # Telling costs more than judging: the engine copies the value for every error it tells, also for those within anyOf.
 MAX_WORK = 100_000  # how often one part may judge one value of a recursive schema
@@ -48,59 +56,110 @@ class SchemaError(ValueError):
         self.path = path
 
 
+class Compiled:
+    """A schema that the engine has taken, one object for all that say the same. schema: as it was first given.
+    validator: None while there is none; `made` makes it.
+    """
+
+    __slots__ = ("__weakref__", "_bytes", "_dialect", "bounds", "most_depth", "schema", "validator")
+
+    def __init__(self, schema: Mapping[str, Any], dialect: type[Any], size: int) -> None:
+        """Raises SchemaError."""
+        try:
+            self.bounds = bounds_of(schema)
+        except UnboundedError as error:
+            raise SchemaError(str(error), error.path) from None
+        self.schema = schema
+        self.most_depth = self.bounds.depth(MAX_WORK)
+        self.validator: Any = None
+        self._dialect = dialect
+        self._bytes = size
+        try:
+            self.made()
+        except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
+            raise _not_a_schema(error) from None
+
+    def made(self) -> Any:
+        """The validator, which stays until KEPT_BYTES of schemas are newer."""
+        validator = self._dialect(dict(self.schema), retriever=_deny, validate_formats=True, pattern_options=_PATTERNS)
+        with _turn:
+            if self.validator is None:
+                self.validator, _kept[self] = validator, self._bytes
+                excess = sum(_kept.values()) - KEPT_BYTES
+                while excess > 0 and len(_kept) > 1:
+                    oldest = next(iter(_kept))
+                    excess -= _kept.pop(oldest)
+                    oldest.validator = None
+        return validator
+
+
+_turn = Lock()  # catalogs are compiled in a thread, beside calls
+_kept: dict[Compiled, int] = {}
+_shared = WeakValueDictionary[tuple[type[Any], bytes], Compiled]()
+
+
+def _compiled(schema: Mapping[str, Any], dialect: type[Any]) -> Compiled:
+    """Raises SchemaError."""
+    try:
+        text = orjson.dumps(schema)
+    except TypeError:
+        return Compiled(schema, dialect, MAX_BYTES)  # which says what is wrong with it
+    key = dialect, sha256(text).digest()
+    found = _shared.get(key)
+    if found is None:
+        found = _shared[key] = Compiled(schema, dialect, len(text))
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Checker:
     """A compiled schema. hidden: properties that are filled in by the broker and not the caller's to give."""
 
-    _validator: Any
-    _bounds: Bounds
-    _most_depth: int | None
-    _known: Mapping[tuple[str, ...], Sequence[str]]
+    _compiled: Compiled
     _hidden: frozenset[str] = frozenset()
 
     @classmethod
     def compile(cls, schema: Mapping[str, Any], *, foreign: bool = False, hidden: Iterable[str] = ()) -> Checker:
         """foreign: from a downstream server, which may write older dialects. Raises SchemaError."""
-        try:
-            bounds = bounds_of(schema)
-        except UnboundedError as error:
-            raise SchemaError(str(error), error.path) from None
-        validator = _dialect(schema, foreign=foreign)
-        try:
-            compiled = validator(dict(schema), retriever=_deny, validate_formats=True, pattern_options=_PATTERNS)
-        except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
-            raise _not_a_schema(error) from None
-        return cls(compiled, bounds, bounds.depth(MAX_WORK), _properties(schema), frozenset(hidden))
+        return cls(_compiled(schema, _dialect(schema, foreign=foreign)), frozenset(hidden))
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """What it judges by, equal to what was compiled and one object for all that say the same."""
+        return self._compiled.schema
 
     def faults(self, value: Any) -> tuple[str, ...]:
         """() when the value is right; else at most 10 sentences, without full stops."""
-        if self._most_depth is not None and depth_exceeds(value, self._most_depth):
-            return (f"$ is nested deeper than {self._most_depth} levels; send less at once",)
+        compiled = self._compiled
+        if compiled.most_depth is not None and depth_exceeds(value, compiled.most_depth):
+            return (f"$ is nested deeper than {compiled.most_depth} levels; send less at once",)
         try:
             if self._hidden and not self._hidden.isdisjoint(value):
                 name = min(self._hidden.intersection(value))
                 return (f"$.{name} is filled in by the broker; leave it out",)
-            if self._validator.is_valid(value):
+            validator = compiled.validator or compiled.made()
+            if validator.is_valid(value):
                 return ()
-            return tuple(dict.fromkeys(islice(self._told(value), MAX_FAULTS)))
+            return tuple(dict.fromkeys(islice(self._told(validator, value), MAX_FAULTS)))
         except (
             ValueError,
             TypeError,
         ):  # what the engine cannot read at all: nesting beyond its stack, keys that are not text
             return ("$ is not JSON that can be checked; send plain JSON values",)
 
-    def _told(self, value: Any) -> Iterable[str]:
-        tellable = self._bounds.depth(MAX_TOLD_WORK)
-        bytes_told = len(orjson.dumps(value)) * self._bounds.unfolded
+    def _told(self, validator: Any, value: Any) -> Iterable[str]:
+        bounds = self._compiled.bounds
+        tellable = bounds.depth(MAX_TOLD_WORK)
+        bytes_told = len(orjson.dumps(value)) * bounds.unfolded
         if bytes_told > MAX_PLACED_BYTES or (tellable is not None and depth_exceeds(value, tellable)):
             yield "$ is not as the schema asks; it is too large to say where"
         elif bytes_told > MAX_TOLD_BYTES:
-            for entry in self._validator.evaluate(value).errors():
+            for entry in validator.evaluate(value).errors():
                 steps = entry["instanceLocation"].split("/")[1:]
                 word = entry["schemaLocation"].rsplit("/", 1)[-1]
                 yield f"{shown([int(step) if step.isdecimal() else step for step in steps])} fails {word} of its schema"
         else:
-            for error in self._validator.iter_errors(value):
+            for error in validator.iter_errors(value):
                 yield from self._sentences(error)
 
     def _sentences(self, error: Any) -> Iterable[str]:
@@ -111,7 +170,7 @@ class Checker:
         if kind == "required":
             yield f"{shown([*path, str(facts['property'])])} is missing; add it"
         elif kind in ("additionalProperties", "unevaluatedProperties"):
-            known = self._known.get(tuple(str(step) for step in path if isinstance(step, str)), ())
+            known = _properties(self.schema).get(tuple(str(step) for step in path if isinstance(step, str)), ())
             for name in cast("list[str]", facts["unexpected"])[:MAX_FAULTS]:
                 yield f"{shown([*path, name])} is not known here{_meant(name, known)}"
         elif kind in ("anyOf", "oneOf") and "context" in facts:

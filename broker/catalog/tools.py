@@ -11,6 +11,7 @@ from broker.catalog.manifest import Declared, blocks_of
 from broker.catalog.schema import NOTHING, Checker, SchemaError
 from broker.document import did_you_mean
 from broker.errors import Problem
+from broker.model.shared import one
 from broker.policies.idempotency import Derivation
 from broker.ports import BackendKind
 
@@ -41,7 +42,7 @@ def tool_draft(
         own=True,
         plan=plan,
         effect=spec.effect,
-        scopes=frozenset(spec.scopes),
+        scopes=one(frozenset(spec.scopes)),
         owner=spec.owner,
         version=spec.version,
         listed=listed,

@@ -28,7 +28,7 @@ async def give_back() -> None:
     trim = _trim()
     if trim is None:
         return
-    needed = resident_bytes()
+    needed = 0  # what a start leaves behind goes with the first look
     while True:
         await anyio.sleep(LOOK_EVERY_S)
         if resident_bytes() > needed + GROWN_BYTES:

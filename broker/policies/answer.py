@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Self, cast
+from functools import cache
+from typing import Annotated, Any, cast
 
 import orjson
 from pydantic import AfterValidator, Field
@@ -93,11 +94,13 @@ class Shape:
     faults: Faults | None = None
     usage: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
-    @classmethod
-    def compile(cls, spec: AnswerSpec, faults: Faults | None = None) -> Self:
+    @staticmethod
+    def compile(spec: AnswerSpec, faults: Faults | None = None) -> Shape:
         """Raises ValueError for expressions that are none."""
         chosen = spec.result
-        return cls(
+        if faults is None and not (chosen.select or chosen.text or spec.usage):
+            return _any(spec.caps.result_bytes)
+        return Shape(
             most_bytes=spec.caps.result_bytes,
             select=None if chosen.select is None else _compiled(chosen.select),
             text=_compiled(chosen.text) if chosen.text else None,
@@ -172,6 +175,11 @@ class Shape:
                 size_bytes=size,
                 most_bytes=self.most_bytes,
             )
+
+
+@cache  # of the few sizes that are written
+def _any(most_bytes: int) -> Shape:
+    return Shape(most_bytes)
 
 
 def _decoded(answer: Answer) -> Any:

@@ -12,8 +12,8 @@ Values under names such as `password` or `token`, and what `redact` or the schem
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from typing import Annotated, Any, Self, cast, get_args
+from functools import cache, lru_cache
+from typing import Annotated, Any, cast, get_args
 
 from pydantic import AfterValidator, Field, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
@@ -86,15 +86,17 @@ class Redaction:
     paths: Mapping[str, Any]
     fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
-    @classmethod
-    def compile(cls, spec: RecordSpec, paths: Sequence[Sequence[str]]) -> Self:
+    @staticmethod
+    def compile(spec: RecordSpec, paths: Sequence[Sequence[str]]) -> Redaction:
+        if not paths and not spec.fields:
+            return _whole(spec.default)
         masks: dict[str, Any] = {}
         for path in sorted(paths, key=len, reverse=True):  # a shorter path masks what a longer one says more about
             _put(masks, path).clear()
         fields: dict[str, Any] = {}
         for path, mode in spec.fields.items():
             _put(fields, path.split("."))[""] = mode
-        return cls(spec.default, masks, fields)
+        return Redaction(spec.default, masks, fields)
 
     def kept(self, arguments: Mapping[str, Any], text: bytes, mac: Mac) -> Kept:
         """What is kept of these arguments. text: their canonical JSON."""
@@ -111,6 +113,11 @@ class Redaction:
             kept = canonical({"[omitted]": f"{len(kept)} bytes of arguments; their digest identifies them"})
         sealed = canonical(take.sealed(arguments, self.paths, self.fields, default)) if take.has_sealed else b""
         return Kept(kept, sealed, tuple(take.macs))
+
+
+@cache  # thousands of tools ask for nothing else
+def _whole(mode: RecordMode) -> Redaction:
+    return Redaction(mode, {})
 
 
 _NOTHING = Kept()

@@ -19,6 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from broker.data import dataclass, field
 from broker.model.hold import HoldTerms
 from broker.model.principal import Principal
+from broker.model.shared import one
 from broker.model.tool import ToolEffect
 from broker.policies import hold, scope
 from broker.policies.expression import Expression, Facts, facts
@@ -290,7 +291,7 @@ def _default(scopes: frozenset[str], effect: ToolEffect) -> Verdict:
 
 
 def _variables(rules: Sequence[Rule]) -> frozenset[str]:
-    return frozenset(name for rule in rules for name in rule.when.references.variables)
+    return one(frozenset(name for rule in rules for name in rule.when.references.variables))
 
 
 def _sentence(words: str) -> str:

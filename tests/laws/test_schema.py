@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any, cast
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.catalog.bounds import bounds_of, depth_exceeds
-from broker.catalog.schema import Checker, SchemaError
+from broker.catalog.schema import KEPT_BYTES, Checker, Compiled, SchemaError
 
 ORDER: dict[str, Any] = {
     "type": "object",
@@ -221,3 +223,39 @@ def test_depth_is_counted_as_recursion_would(value: Any) -> None:
     found = depth(value)
     assert not depth_exceeds(value, found)
     assert found == 0 or depth_exceeds(value, found - 1)
+
+
+# ------------------------------------------------------------------------------------------------------------ in memory
+
+
+def test_schemas_that_say_the_same_are_one_and_others_are_not() -> None:
+    first, second = ({"type": "object", "properties": {"n": {"minimum": 1}}} for _ in range(2))
+    assert Checker.compile(first).schema is Checker.compile(second).schema
+    for other in (
+        {"properties": {"n": {"minimum": 1}}, "type": "object"},
+        {**first, "properties": {"n": {"minimum": 1.0}}},
+    ):
+        assert orjson.dumps(Checker.compile(other).schema) == orjson.dumps(other)
+    old = {"items": [{"type": "string"}], "type": "array"}
+    assert Checker.compile({**old, "$schema": "http://json-schema.org/draft-07/schema"}, foreign=True).faults([1])
+    hidden = Checker.compile(first, hidden=["n"])
+    assert (Checker.compile(first).faults({"n": 1}), len(hidden.faults({"n": 1}))) == ((), 1)
+
+
+def test_a_checker_judges_as_before_when_its_validator_has_made_room_for_others() -> None:
+    def schema(number: int) -> dict[str, Any]:
+        return {"type": "object", "properties": {f"p{number}": {"const": number, "description": "x" * 50_000}}}
+
+    many = [Checker.compile(schema(number)) for number in range(40)]
+    for _ in range(2):
+        for number, checker in enumerate(many):
+            assert checker.faults({f"p{number}": number}) == ()
+            assert checker.faults({f"p{number}": -1}) == (f"$.p{number} must be {number}",)
+    made = [one for one in gc.get_objects() if isinstance(one, Compiled) and one.validator is not None]
+    assert 0 < sum(len(orjson.dumps(one.schema)) for one in made) <= KEPT_BYTES
+
+
+def test_a_schema_the_engine_does_not_take_is_refused_each_time() -> None:
+    for _ in range(2):
+        with pytest.raises(SchemaError, match="regular expression"):
+            Checker.compile({"type": "object", "properties": {"a": {"pattern": "("}}})

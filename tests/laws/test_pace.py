@@ -1,4 +1,4 @@
-"""Who talks too much waits: in any time no more passes than the burst, the rate times that time, and one wait's worth."""
+"""Who talks too much waits: in any time no more passes than the burst, the rate times that time, and one wait."""
 
 from __future__ import annotations
 

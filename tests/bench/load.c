@@ -78,7 +78,7 @@ static size_t whole(const char *in, size_t have, size_t *body) {
 
 static Text request, expected;
 static uint32_t number = 100000000;
-static uint32_t *latencies;
+static uint64_t *latencies;
 static size_t answers, room = 1 << 16;
 static unsigned long bad;
 
@@ -139,7 +139,7 @@ int main(int count, char **arguments) {
             else if (caller->sent_ns >= from) {
                 if (answers == room) latencies = realloc(latencies, (room *= 2) * sizeof *latencies);
                 uint64_t took = at - caller->sent_ns;
-                latencies[answers++] = took > UINT32_MAX ? UINT32_MAX : took;
+                latencies[answers++] = took;
             }
             caller->have = 0;
             if (at < until) ask(caller);
@@ -148,7 +148,7 @@ int main(int count, char **arguments) {
     }
     double took = (now_ns() - from) / 1e9;
     int by_size(const void *a, const void *b) {
-        uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+        uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
         return (x > y) - (x < y);
     }
     qsort(latencies, answers, sizeof *latencies, by_size);

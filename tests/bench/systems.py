@@ -7,10 +7,8 @@
                     fully synchronous records
     broker mcp      the same, the stub behind it as an MCP server
     unrecorded      as `broker`, with a store of the bench's own that keeps nothing: what recording costs
-    fastmcp tuned   FastMCP's proxy on one connected client, verifying tokens
-    fastmcp         FastMCP's proxy as its documentation shows it
 
-Others that install where there is an index, in virtual environments under `.bench/`, are skipped with the reason.
+Gateways of others are in `peers.py`.
 """
 
 from __future__ import annotations
@@ -110,12 +108,12 @@ class SkippedError(Exception):
 @contextmanager
 def stub(folder: Path, tools: int = 1) -> Generator[System]:
     port = free_port()
-    with _started([str(compiled("stub", PLACE)), str(port), str(tools)], folder, {}, "stub", port, core=0) as (
+    with started([str(compiled("stub", PLACE)), str(port), str(tools)], folder, {}, "stub", port, core=0) as (
         pid,
         ready_s,
     ):
-        door = Door(port)
-        yield System("direct", pid, port, door.call(), door.listing(), ready_s)
+        way = Door(port)
+        yield System("direct", pid, port, way.call(), way.listing(), ready_s)
 
 
 @contextmanager
@@ -123,22 +121,9 @@ def sdk(folder: Path, upstream: int, *, proxy: bool = False) -> Generator[System
     port, name = free_port(), "sdk proxy" if proxy else "sdk"
     command = [sys.executable, str(HERE / "sdk_server.py"), str(port)]
     command += [f"http://127.0.0.1:{upstream}/mcp"] if proxy else []
-    with _started(command, folder, {}, name, port) as (pid, ready_s):
-        door = _door(port)
-        yield System(name, pid, port, door.call(), door.listing(), ready_s)
-
-
-@contextmanager
-def fastmcp(folder: Path, upstream: int, *, tuned: bool) -> Generator[System]:
-    python = _environment("fastmcp", ["fastmcp>=4.1"])
-    port, name = free_port(), "fastmcp tuned" if tuned else "fastmcp"
-    command = [str(python), str(HERE / "fastmcp_proxy.py"), str(port), f"http://127.0.0.1:{upstream}/mcp"]
-    token = ""
-    with _started([*command, *(["tuned"] if tuned else [])], folder, {}, name, port) as (pid, ready_s):
-        if tuned:
-            token = (folder / "fastmcp.token").read_text()
-        door = _door(port, token)
-        yield System(name, pid, port, door.call(), door.listing(), ready_s)
+    with started(command, folder, {}, name, port) as (pid, ready_s):
+        way = door(port)
+        yield System(name, pid, port, way.call(), way.listing(), ready_s)
 
 
 @contextmanager
@@ -157,14 +142,14 @@ def broker(
     )
     environment = environment_of({"BROKER_CONFIG": str(settings), "PYTHONPATH": str(ROOT)})
     command = [sys.executable, "-m", "broker" if recorded else "tests.bench.unrecorded", "serve"]
-    with _started(command, home, environment, name, port, path="/readyz") as (pid, ready_s):
+    with started(command, home, environment, name, port, path="/readyz") as (pid, ready_s):
         house = House(home, "", f"http://127.0.0.1:{port}", home, environment, _NOBODY, settings)
         token = house.register("bench", ["bench.echo"])
         idle = memory_mb(pid)
-        door = _door(port, token)
+        way = door(port, token)
         database = home / "broker.db"
         kept = stored_bytes(database)
-        yield System(name, pid, port, door.call(), door.listing(), ready_s, idle, database, kept)
+        yield System(name, pid, port, way.call(), way.listing(), ready_s, idle, database, kept)
 
 
 @contextmanager
@@ -177,7 +162,7 @@ def broker_in(folder: Path, name: str, manifests: str, settings: str) -> Generat
     (home / "tool_manifests" / f"{name}.yaml").write_text(manifests)
     environment = environment_of({"BROKER_CONFIG": str(home / "broker.yaml"), "PYTHONPATH": str(ROOT)})
     command = [sys.executable, "-m", "broker", "serve"]
-    with _started(command, home, environment, name, port, path="/readyz"):
+    with started(command, home, environment, name, port, path="/readyz"):
         yield port
 
 
@@ -188,7 +173,7 @@ _NOBODY: subprocess.Popen[str] = None  # type: ignore[assignment]  # the process
 
 
 @contextmanager
-def _started(
+def started(
     command: Sequence[str],
     folder: Path,
     environment: Mapping[str, str],
@@ -222,38 +207,16 @@ def _is_ready(port: int, path: str) -> bool:
         return False
 
 
-def _door(port: int, token: str = "") -> Door:
-    """Tried for a while: what stands behind may still be connecting."""
+def door(port: int, token: str = "", *, path: str = "/mcp", tool: str = "echo") -> Door:
+    """Tried for a while: what stands behind may still be connecting. Raises ValueError, OSError."""
     until = time.monotonic() + 20
     while True:
         try:
-            return door_of(port, token=token)
+            return door_of(port, path, token, tool)
         except (ValueError, OSError):
             if time.monotonic() > until:
                 raise
             time.sleep(0.2)
-
-
-def _environment(name: str, packages: Sequence[str]) -> Path:
-    """The Python of a virtual environment with these packages. Raises SkippedError."""
-    home = PLACE / name
-    python = home / "bin" / "python"
-    if not (home / ".ready").exists():
-        print(f"installing {', '.join(packages)} into {home.relative_to(ROOT)} …", file=sys.stderr)
-        try:
-            subprocess.run([sys.executable, "-m", "venv", str(home)], check=True, capture_output=True, timeout=120)
-            subprocess.run(
-                [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages],
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            said = getattr(error, "stderr", "") or str(error)
-            raise SkippedError(f"{name} does not install here: {str(said).strip().splitlines()[-1][:160]}") from None
-        (home / ".ready").touch()
-    return python
 
 
 def pin(pid: int, core: int) -> None:

@@ -23,19 +23,21 @@ _META = {
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Where a server is asked. session: of the handshake era, "" in the modern one."""
+    """Where a server is asked. session: of the handshake era, "" in the modern one. tool: the echo's name there."""
 
     port: int
     path: str = "/mcp"
     token: str = ""
     session: str | None = ""
+    tool: str = "echo"
 
     def request(self, body: bytes, method: str, name: str = "") -> bytes:
         lines = [f"POST {self.path} HTTP/1.1", f"Host: 127.0.0.1:{self.port}", *_headers(self, method, name)]
         return ("\r\n".join(lines) + f"\r\nContent-Length: {len(body)}\r\n\r\n").encode() + body
 
     def call(self) -> bytes:
-        return self.request(self._body("tools/call", {"name": "echo", "arguments": _arguments()}), "tools/call", "echo")
+        params = {"name": self.tool, "arguments": _arguments()}
+        return self.request(self._body("tools/call", params), "tools/call", self.tool)
 
     def listing(self) -> bytes:
         return self.request(self._body("tools/list", {}), "tools/list")
@@ -61,14 +63,14 @@ def http_echo(port: int) -> bytes:
     return head.encode() + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
-def door_of(port: int, path: str = "/mcp", token: str = "") -> Door:
+def door_of(port: int, path: str = "/mcp", token: str = "", tool: str = "echo") -> Door:
     """The newest way in that answers a call: without a session, or with one. Raises ValueError with the last answer."""
-    modern = Door(port, path, token)
+    modern = Door(port, path, token, tool=tool)
     status, said = _once(modern, modern.call())
     if status == 200 and b"of the quick" in said:
         return modern
     session = _session(port, path, token)
-    handshake = Door(port, path, token, session)
+    handshake = Door(port, path, token, session, tool)
     status, said = _once(handshake, handshake.call())
     if status != 200 or b"of the quick" not in said:
         raise ValueError(f"no call is answered: HTTP {status}: {said[:300]!r}")

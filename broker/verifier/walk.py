@@ -90,6 +90,8 @@ class Part:
 def walk(db: sqlite3.Connection, records: Records, low: int, high: int) -> Part:
     """Check the entries with low <= id < high. Raises sqlite3.Error; a fault is in what it returns."""
     part = Part(is_first=low == 0)
+    if part.is_first:
+        records.begin("")
     try:
         _walk(db, records, part, low, high)
     except FoundError as found:
@@ -100,21 +102,27 @@ def walk(db: sqlite3.Connection, records: Records, low: int, high: int) -> Part:
 
 
 def _walk(db: sqlite3.Connection, records: Records, part: Part, low: int, high: int) -> None:
-    if part.is_first:
-        records.begin("")
     heads = part.heads
+    chain, last, before = (
+        "",
+        0,
+        b"",
+    )  # of the entry before this one; `heads` has it from where another chain is looked at
     begun: dict[str, tuple[Entry, Row]] = {}  # calls of which only the first entry was seen, not read yet
     row: Entry
     for row in _entries(db, low, high):
-        _, chain, seq, at_ms, kind, call_id, body, prev, stored = row
+        _, of, seq, at_ms, kind, call_id, body, prev, stored = row
         try:
-            last, before = heads.get(chain) or _begin(part, row)
+            if of != chain:
+                if chain:
+                    heads[chain] = last, before
+                chain, (last, before) = of, heads.get(of) or _begin(part, row)
             if seq != last + 1 or prev != before:
                 check_follows(Spot._make(row[:3]), prev, (last, before))
             text = f"broker.entry.1\n{chain}\n{seq}\n{at_ms}\n{kind}\n{call_id}\n{prev.hex()}\n{body}"
             if sha256(text.encode()).digest() != stored:
                 raise FoundError(row[:3], "the entry was changed: it does not have the hash it says")
-            heads[chain] = seq, stored
+            last, before = seq, stored
             part.entries += 1
             if kind == "intent":
                 begun[call_id] = row, records.next(row)
@@ -123,9 +131,12 @@ def _walk(db: sqlite3.Connection, records: Records, part: Part, low: int, high: 
             elif call_id:
                 _tell(part, row, records, begun.pop(call_id, None))
             elif kind in ("chain", "chain_died"):
+                heads[chain] = last, before
                 _recall(part, row)
         except WRONG as error:
             raise strange(row[:3], error) from error
+    if chain:
+        heads[chain] = last, before
     for opening, _ in begun.values():
         _open(part, opening, records)
 

@@ -10,7 +10,6 @@ the listed statuses. What the caller is told about the effect counts every attem
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
@@ -194,7 +193,7 @@ class HttpBackend:
             raise Unavailable(f"Backend {self.name!r} is closed or cannot be used ({self._detail}). Nothing was sent.")
         placed = cast("Placements", tool.action).place(arguments)
         timeout_s = min(tool.timeout_s, self._timeout_s)
-        deadline = asyncio.get_running_loop().time() + timeout_s
+        deadline = upstream.now() + timeout_s
         attempts = _Attempts(tool.idempotent or tool.effect == "read")
         most, pause_s = (self._spec.retry.attempts if attempts.repeatable else 1), PAUSE_S
         if not self._places.take():

@@ -220,6 +220,8 @@ class Upstream:
         self._idle: deque[Http1] = deque()
         self._open: set[Http1] = set()  # idle or not
         self._heads = Heads()
+        self._loop = loop = asyncio.get_running_loop()  # kept, because to ask for it is a system call
+        self.now = loop.time
         self._sweeping: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -272,7 +274,7 @@ class Upstream:
             return
         self._idle.append(connection)
         if self._sweeping is None:
-            self._sweeping = asyncio.get_running_loop().call_later(KEEP_IDLE_S, self._sweep)
+            self._sweeping = self._loop.call_later(KEEP_IDLE_S, self._sweep)
 
     def _end(self, connection: Http1) -> None:
         self._open.discard(connection)
@@ -317,12 +319,11 @@ class Upstream:
 
     async def _connected(self, exchange: Exchange | None) -> Http1:
         """A fresh connection."""
-        loop = asyncio.get_running_loop()
         within_s = self._connect_s if exchange is None else min(self._connect_s, _left_s(exchange))
         try:
             connection = await connect(
                 self._origin,
-                lambda: Http1(loop, KEEP_IDLE_S, self._heads),
+                lambda: Http1(self._loop, KEEP_IDLE_S, self._heads),
                 allow_private=self._allow_private,
                 tls=self._tls,
                 within_s=within_s,
@@ -339,7 +340,7 @@ class Upstream:
 
     def _kept(self) -> Http1 | None:
         """The connection used last, so that the others may grow old; None when none is good for another request."""
-        now = asyncio.get_running_loop().time()
+        now = self.now()
         while self._idle:
             connection = self._idle.pop()
             idle_s = now - connection.idle_at
@@ -351,14 +352,13 @@ class Upstream:
 
     def _sweep(self) -> None:
         """End what nobody has used for too long."""
-        loop = asyncio.get_running_loop()
         self._sweeping = None
         for connection in list(self._idle):
-            if not connection.is_open or loop.time() - connection.idle_at >= connection.keep_s:
+            if not connection.is_open or self.now() - connection.idle_at >= connection.keep_s:
                 self._idle.remove(connection)
                 self._end(connection)
         if self._idle:
-            self._sweeping = loop.call_later(KEEP_IDLE_S / 2, self._sweep)
+            self._sweeping = self._loop.call_later(KEEP_IDLE_S / 2, self._sweep)
 
     # ------------------------------------------------------------------------------------------------------- the errors
 

@@ -40,12 +40,19 @@ class Patience:
     def __init__(self) -> None:
         self._until: dict[asyncio.Task[Any], float] = {}  # when each is to end; gone when it was told to
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the first call: to look for it is a system call
 
-    def begin(self, task: asyncio.Task[Any], seconds: float) -> None:
-        loop = task.get_loop()
+    def begin(self, seconds: float) -> asyncio.Task[Any]:
+        """The current task, which is to end within so many seconds."""
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
+        assert task is not None, "calls are made in tasks"  # noqa: S101
         self._until[task] = loop.time() + seconds
         if self._timer is None:
             self._timer = loop.call_later(LOOK_EVERY_S, self._look, loop)
+        return task
 
     def end(self, task: asyncio.Task[Any]) -> bool:
         """False when its time was over and it was cancelled for that."""
@@ -69,10 +76,8 @@ async def dispatch(entry: Entry, call: Call, backends: Mapping[str, Backend], pa
     tool = entry.tool
     backend = backends.get(tool.backend) or _backend(entry, backends)
     arguments = _filled(entry, call) if tool.inject else call.arguments
-    task = asyncio.current_task()
-    assert task is not None, "calls are made in tasks"  # noqa: S101
     asking_s = ASKING_S if call.back is not None and call.back.ask is not None else 0.0
-    patience.begin(task, tool.timeout_s + GRACE_S + asking_s)
+    task = patience.begin(tool.timeout_s + GRACE_S + asking_s)
     try:
         answer = await backend.call(tool, arguments, call)
     except asyncio.CancelledError:

@@ -62,6 +62,30 @@ _TARGET = re.compile(rb"/[!-~]*")
 _KEEP_ALIVE = re.compile(rb"(?i)(?:^|[,\s])timeout=(\d{1,6})")
 
 
+class Said(NamedTuple):
+    """What the headers of an answer say of its body and connection; "" and None for nothing."""
+
+    media_type: str
+    coding: str
+    is_endless: bool
+    keep_s: float | None
+
+    @classmethod
+    def of(cls, headers: Iterable[Header]) -> Self:
+        kind = coding = kept = b""
+        for name, value in headers:
+            if name == b"content-type":
+                kind = kind + b", " + value if kind else value
+            elif name == b"content-encoding":
+                coding = coding + b"," + value if coding else value
+            elif name == b"keep-alive":
+                kept = value
+        is_endless = kind[:17].lower() == b"text/event-stream" and kind[17:].lstrip(b" \t")[:1] in (b"", b";")
+        hint = _KEEP_ALIVE.search(kept)
+        keep_s = min(KEEP_IDLE_S, max(int(hint[1]) - 1.0, 0.0)) if hint else None
+        return cls(kind.decode("latin-1"), coding.decode("latin-1"), is_endless, keep_s)
+
+
 class Response:
     """An answer whose head is here. Read it to its end or close it.
 
@@ -89,21 +113,13 @@ class Response:
         self.raw_headers = connection.headers
         if exchange is not None:
             exchange.status = self.status
-        kind = coding = kept = b""
-        for name, value in self.raw_headers:
-            if name == b"content-type":
-                kind = kind + b", " + value if kind else value
-            elif name == b"content-encoding":
-                coding = coding + b"," + value if coding else value
-            elif name == b"keep-alive":
-                kept = value
-        self.media_type = kind.decode("latin-1")
-        self._endless = kind[:17].lower() == b"text/event-stream" and kind[17:].lstrip(b" \t")[:1] in (b"", b";")
-        if kept and (hint := _KEEP_ALIVE.search(kept)):
-            connection.keep_s = min(KEEP_IDLE_S, max(int(hint[1]) - 1.0, 0.0))
-        if coding:
+        said = upstream.said(self.raw_headers)
+        self.media_type, self._endless = said.media_type, said.is_endless
+        if said.keep_s is not None:
+            connection.keep_s = said.keep_s
+        if said.coding:
             try:
-                self._inflater = Inflater(coding.decode("latin-1"))
+                self._inflater = Inflater(said.coding)
             except BadEncodingError as error:
                 raise self._cut(self._withheld(f"cannot be read: {error}")) from None
 
@@ -220,6 +236,7 @@ class Upstream:
         self._idle: deque[Http1] = deque()
         self._open: set[Http1] = set()  # idle or not
         self._heads = Heads()
+        self._said: tuple[list[Header], Said] = [], Said.of(())
         self._loop = loop = asyncio.get_running_loop()  # kept, because to ask for it is a system call
         self.now = loop.time
         self._sweeping: asyncio.TimerHandle | None = None
@@ -264,6 +281,14 @@ class Upstream:
                 self._room.release()
             raise
         return Response(self, connection, exchange)
+
+    def said(self, headers: list[Header]) -> Said:
+        """`Said.of`; it remembers the last, because headers that are known (`Heads`) are the same object again."""
+        of, said = self._said
+        if of is not headers:
+            said = Said.of(headers)
+            self._said = headers, said
+        return said
 
     def done_with(self, connection: Http1) -> None:
         """Keep the connection for another request when it can carry one. For `Response`, once."""

@@ -11,7 +11,7 @@ import hashlib
 import unicodedata
 from functools import lru_cache
 
-from broker.data import dataclass
+from broker.data import dataclass, field
 from broker.model.canonical import canonical
 
 
@@ -38,11 +38,11 @@ class Principal:
     credential_id: str = ""  # a token's jti or a key's id, for revocation and records; never the credential
     expires_at_ms: int | None = None
     endpoints: frozenset[str] = frozenset()  # of `address.ENDPOINTS`, which its token is for; empty: not bound to any
+    key: str = field(init=False, compare=False, repr=False)
+    """Stable identity across tokens and sessions: what holds, sessions and idempotency belong to."""
 
-    @property
-    def key(self) -> str:
-        """Stable identity across tokens and sessions: what holds, sessions and idempotency belong to."""
-        return canonical([self.issuer, self.tenant, self.user, self.agent]).decode()
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", canonical([self.issuer, self.tenant, self.user, self.agent]).decode())
 
     @property
     def persons(self) -> frozenset[str]:

@@ -125,7 +125,9 @@ _SETS = ("scopes", "groups", "endpoints")
 def pack(principal: Principal) -> bytes:
     """The principal as JSON, to run a held call later under the very identity that asked. Sealed by the store."""
     sets = {name: sorted(getattr(principal, name)) for name in _SETS}
-    return orjson.dumps({**asdict(principal), **sets})
+    facts = {**asdict(principal), **sets}
+    del facts["key"]  # made of others
+    return orjson.dumps(facts)
 
 
 def unpack(packed: bytes) -> Principal:

@@ -85,6 +85,63 @@ async def test_a_client_library_is_known_by_its_head() -> None:
         assert house.keys.asked == 1
 
 
+TRACES = [f"traceparent: 00-{number:032x}-{number:016x}-01" for number in (1, 2, 3)]
+
+
+async def test_a_head_is_known_whatever_its_trace_is() -> None:
+    async with served() as house, socket_to(house) as stream:
+        for number, line in enumerate((*TRACES, TRACES[0].replace("00-", "01-") + "-more")):
+            await stream.send(request(house, body(number), line))
+            assert (await answered(stream))[0] == 200
+            assert house.tools.calls[-1].trace_parent == line.removeprefix("traceparent: ")
+        assert house.keys.asked == 1
+        await stream.send(request(house, body(9)))
+        await answered(stream)
+        assert (house.tools.calls[-1].trace_parent, house.keys.asked) == ("", 2), "without one it is another head"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["traceparent: 00-x"],
+        ["traceparent:" + TRACES[1][13:]],
+        [TRACES[1].replace("trace", "Trace")],
+        [TRACES[1] + " "],
+        [TRACES[1] + "\0"],
+        [TRACES[1], TRACES[2]],
+        [TRACES[1], "tracestate: a=b"],
+        [f"X-Other: a {TRACES[1]}"],
+        [TRACES[1] + "-" + "x" * 128],
+    ],
+)
+async def test_a_trace_told_in_another_way_is_judged_anew(lines: list[str]) -> None:
+    async with served() as house:
+
+        async def say() -> tuple[int, list[Call]]:
+            before = len(house.tools.calls)
+            async with socket_to(house) as stream:
+                await stream.send(request(house, body(4), *lines))
+                return status(await stream.receive()), [told(call) for call in house.tools.calls[before:]]
+
+        unknown = await say()
+        async with socket_to(house) as stream:
+            for line in TRACES[:2]:
+                await stream.send(request(house, body(3), line))
+                await answered(stream)
+        asked = house.keys.asked
+        for _ in range(2):
+            assert await say() == unknown
+        assert house.keys.asked - asked == (0 if lines[0].startswith("X-Other") or unknown[0] == 400 else 2)
+
+
+async def test_an_empty_trace_is_none() -> None:
+    async with served() as house, socket_to(house) as stream:
+        for line in (TRACES[0], "traceparent: ", TRACES[1]):
+            await stream.send(request(house, body(3), line))
+            await answered(stream)
+        assert [call.trace_parent for call in house.tools.calls] == [TRACES[0][13:], "", TRACES[1][13:]]
+
+
 async def test_a_second_length_is_refused_at_a_known_head() -> None:
     async with served() as house, socket_to(house) as stream:
         await stream.send(request(house, body(3)))

@@ -81,7 +81,7 @@ def declared(meta: Mapping[str, Any], capabilities: Mapping[str, Any] | None = N
     given: Any = meta.get(CAPABILITIES_KEY) if capabilities is None else capabilities
     known = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
     passed_on = {key: value for key, value in meta.items() if key not in OWN_META}
-    trace = _trace_parent(meta["traceparent"]) if "traceparent" in meta else None
+    trace = trace_parent_of(meta["traceparent"]) if "traceparent" in meta else None
     return Declared(known, takes_tasks(known), passed_on, trace)
 
 
@@ -110,7 +110,7 @@ def build_call(
     arguments = cast("dict[str, Any]", raw_arguments or {})
     call = made(
         name, arguments, said, principal=principal, face=face, now_ms=now_ms, request_id=request_id,
-        trace_parent=_trace_parent(trace_parent),
+        trace_parent=trace_parent_of(trace_parent),
     )  # fmt: skip
     call.takes_task = call.takes_task and is_modern
     call.progress, call.back = progress, back
@@ -144,7 +144,7 @@ def made(
     )
 
 
-def _trace_parent(value: object) -> str:
+def trace_parent_of(value: object) -> str:
     """A traceparent as backends may be sent it, in a header; "" for anything else (section 4.2: it is ignored)."""
     if not isinstance(value, str) or len(value) > TRACE_CHARACTERS:
         return ""

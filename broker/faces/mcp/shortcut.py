@@ -1,10 +1,11 @@
 """Heads that have come before, byte for byte: a client says the same with each call, and is judged by it once.
 
 A modern `tools/call` of a client differs from its last one in the body and hardly ever in the head, but for the length
-of that body. When one has passed the whole gate, what its head said is kept under its SHA-256; a request that begins
-with those very bytes has the same path, Host, media types, version, method and tool name, because they were judged when
-they came first. What can have changed since is asked again every time: whether the credential still counts, and whether
-the broker is leaving. Everything of the body is read and judged as for any other request.
+of that body and, where the client traces its calls, the `traceparent`. When one has passed the whole gate, what its
+head said is kept under the SHA-256 of the rest; a request that begins with those very bytes has the same path, Host,
+media types, version, method and tool name, because they were judged when they came first. What can have changed since
+is asked again every time: whether the credential still counts, and whether the broker is leaving. Everything of the
+body is read and judged as for any other request.
 
 A request that is not all of this, or wrong in any way, is nobody's here: it goes the usual way through the HTTP parser
 and the gate, as if nobody had looked. So nothing is ever refused here, and there is one judge.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -27,7 +28,7 @@ from broker.errors import BrokerError, InsufficientScope, Malformed, Unauthentic
 from broker.faces.line import PIECE, Line
 from broker.faces.mcp.agreement import CAPABILITIES_KEY, MODERN, VERSION_KEY
 from broker.faces.mcp.bodies import Budget
-from broker.faces.mcp.calls import OWN_META, Declared, declared, made
+from broker.faces.mcp.calls import OWN_META, Declared, declared, made, trace_parent_of
 from broker.faces.mcp.direct import Direct, Exchange, is_plain_meta
 from broker.faces.mcp.headers import decoded
 from broker.faces.mcp.ports import Remembered
@@ -43,7 +44,8 @@ BODY_BYTES = 65_536  # larger ones go the usual way, where they are counted as t
 
 _LINE = b"POST /mcp HTTP/1.1\r\n"
 # What makes a request more than a head and a body of known length, or another one than the next.
-_UNFIT = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"origin", b"traceparent", b"tracestate", b"baggage"})
+_UNFIT = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"origin", b"tracestate", b"baggage"})
+_TRACE = b"\r\ntraceparent: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +87,20 @@ class Shortcut:
         self._now_ms = now_ms
         self.is_closing = False
         self._heads: dict[bytes, Head] = {}
+        self._traced = False  # some of them have a trace
 
     def learn(self, request: Request, credential: str | None) -> None:
         """Keep what the head of this call said, which has passed the whole gate, if it came in one piece. Its body may
         have come later, as many clients send it; what came with it was no more than that."""
         headers, piece = request.headers, request.scope.get("extensions", {}).get(PIECE, b"")
         end = piece.find(b"\r\n\r\n") + 4
-        told = _told_from_others(piece, end) if piece.startswith(_LINE) and end <= HEAD_BYTES else None
+        trace_parent = headers.get(b"traceparent", b"").decode("latin-1")
+        traced = bool(trace_parent)
+        told = _told_from_others(piece, end, traced) if piece.startswith(_LINE) and end <= HEAD_BYTES else None
         stays = headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"  # which says what is so anyway
-        if told is None or not stays or len(piece) > end + told[1] or not _UNFIT.isdisjoint(headers):
+        if told is None or not stays or len(piece) > end + told.size or not _UNFIT.isdisjoint(headers):
+            return
+        if trace_parent != told.trace_parent:  # it is none, or not where it can be told from the rest
             return
         mark = fingerprint(credential) if credential else b""
         version, named = headers[b"mcp-protocol-version"].decode(), decoded(headers.get(b"mcp-name"))
@@ -101,8 +108,9 @@ class Shortcut:
             return
         while len(self._heads) >= MOST:
             self._heads.pop(next(iter(self._heads)))
-        said = {name: value for name, value in headers.items() if name != b"authorization"}
-        self._heads[told[0]] = Head(request.scope.get("server"), said, mark, version, named, request.accepts)
+        self._traced = self._traced or traced
+        said = {name: value for name, value in headers.items() if name not in (b"authorization", b"traceparent")}
+        self._heads[told.name] = Head(request.scope.get("server"), said, mark, version, named, request.accepts)
 
     def hold(self, size: int) -> bool:
         """See faces.line.Shortcut. What waits counts as bytes in flight."""
@@ -124,10 +132,10 @@ class Shortcut:
         end = data.rfind(b"\r\n\r\n", 0, HEAD_BYTES) + 4  # from behind: a body seldom has an empty line, and is shorter
         if end < 4 or not data.startswith(_LINE):
             return None
-        told = _told_from_others(data, end)
+        told = _told_from_others(data, end, self._traced)
         if told is None:
             return None
-        name, size = told
+        name, size, trace_parent = told
         head = self._heads.get(name)
         if head is None or head.server != server:
             return None
@@ -152,6 +160,7 @@ class Shortcut:
             face=FACE_HTTP,
             now_ms=self._now_ms(),
             request_id=request_id,
+            trace_parent=trace_parent,
         )
         call.in_scope = False  # its task is the connection's to cancel
         return call, request_id, head, size
@@ -172,9 +181,17 @@ class Shortcut:
             line.done(task)
 
 
-def _told_from_others(data: bytes, end: int) -> tuple[bytes, int] | None:
-    """The SHA-256 of the head that ends here, but for the length of the body, which differs from call to call; and that
-    length. None where it is not told in the usual way, or is of no body that could be taken here.
+class _Told(NamedTuple):
+    """name: the SHA-256 of a head but for what differs from call to call, which are the others."""
+
+    name: bytes
+    size: int
+    trace_parent: str
+
+
+def _told_from_others(data: bytes, end: int, traced: bool) -> _Told | None:
+    """The head that ends here. None where the length of the body is not told in the usual way, or is of no body that
+    could be taken here. traced: a `traceparent` is looked for, too; what is none, or told in another way, is left in.
 
     A line that begins so is the header and nothing else; were there another of the same name, it would be in the hash.
     """
@@ -186,7 +203,13 @@ def _told_from_others(data: bytes, end: int) -> tuple[bytes, int] | None:
     digits = data[at:after]
     if not digits.isdigit() or digits[0] == 48 or len(digits) > 5 or (size := int(digits)) > BODY_BYTES:
         return None
-    return sha256(data[:at] + data[after:end]).digest(), size
+    rest, trace_parent = data[:at] + data[after:end], ""
+    if traced and (at := rest.find(_TRACE) + len(_TRACE)) >= len(_TRACE):
+        after = rest.find(b"\r", at)
+        trace_parent = trace_parent_of(rest[at:after].decode("latin-1"))
+        if trace_parent:
+            rest = rest[:at] + rest[after:]
+    return _Told(sha256(rest).digest(), size, trace_parent)
 
 
 def _plain(raw: Any, head: Head, limits: JsonLimits) -> tuple[RequestId, dict[str, Any], Declared] | None:

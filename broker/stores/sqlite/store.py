@@ -50,8 +50,7 @@ from broker.stores.sqlite.ledger import RESERVED, all_heads
 from broker.stores.sqlite.pulse import Pulse
 from broker.stores.sqlite.schema import MIGRATIONS
 from broker.stores.sqlite.seal import Seal, SealBroken
-from broker.stores.sqlite.transaction import Transaction
-from broker.stores.sqlite.writer import Writer
+from broker.stores.sqlite.writer import Remedy, Writer
 
 R = TypeVar("R")
 
@@ -125,9 +124,7 @@ class SqliteStore:
     # --------------------------------------------------------------------------------------------------------- writing
 
     def admit(self, intent: Intent) -> Coroutine[Any, Any, Admission]:
-        return self.writer.run(
-            admission.admit, intent, lambda late: self._regret(intent.call_id, late.state == "dispatching")
-        )
+        return self.writer.run(admission.admit, intent, self._regret_admission)
 
     def finish(self, outcome_: Outcome) -> Coroutine[Any, Any, None]:
         return self.writer.run(outcome.finish, outcome_)
@@ -139,13 +136,17 @@ class SqliteStore:
         return await self.writer.run(hold.edit, edit)
 
     async def claim(self, call_id: str, now_ms: int) -> Claimed | None:
-        return await self.writer.run(
-            hold.claim, (call_id, now_ms), lambda late: self._regret(call_id, late is not None)
-        )
+        return await self.writer.run(hold.claim, (call_id, now_ms), self._regret_claim)
 
-    def _regret(self, call_id: str, admitted: bool) -> tuple[Callable[[Transaction, Any], Any], Any] | None:
+    def _regret_admission(self, intent: Intent, late: Admission) -> Remedy | None:
+        return self._regret(intent.call_id) if late.state == "dispatching" else None
+
+    def _regret_claim(self, claim: tuple[str, int], late: Claimed | None) -> Remedy | None:
+        return self._regret(claim[0]) if late is not None else None
+
+    def _regret(self, call_id: str) -> Remedy:
         """What was admitted but never sent, because whoever asked had given up."""
-        return (outcome.finish, outcome.regret(call_id, self._clock.now_ms())) if admitted else None
+        return outcome.finish, outcome.regret(call_id, self._clock.now_ms())
 
     async def collect(self, call_id: str, principal_key: str, now_ms: int) -> Collected | None:
         invocation = await self.invocation(call_id)

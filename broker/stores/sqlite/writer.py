@@ -54,6 +54,9 @@ from broker.stores.sqlite.transaction import Transaction, Undo
 A = TypeVar("A")
 R = TypeVar("R")
 
+Remedy = tuple[Callable[[Transaction, Any], Any], Any]
+"""A job to be done: its function and argument."""
+
 MOST = 512  # jobs in one transaction
 TURNS = 4  # of the loop, at most, until a batch is handed over
 PROBE_S = 0.5
@@ -65,13 +68,13 @@ log = structlog.get_logger("broker.store")
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """future: None for the writer's own jobs. regret: given a result that came too late for anybody, the job (function
-    and argument) that makes it good, or None."""
+    """future: None for the writer's own jobs. regret: given the argument, and a result that came too late for anybody,
+    the job that makes it good, or None."""
 
     function: Callable[[Transaction, Any], Any]
     argument: Any
     future: asyncio.Future[Any] | None = None
-    regret: Callable[[Any], tuple[Callable[[Transaction, Any], Any], Any] | None] | None = None
+    regret: Callable[[Any, Any], Remedy | None] | None = None
     answer: Any = None  # in a list, once there is one and the future was cancelled
 
 
@@ -141,7 +144,7 @@ class Writer:
         self,
         function: Callable[[Transaction, A], R],
         argument: A,
-        regret: Callable[[R], tuple[Callable[[Transaction, Any], Any], Any] | None] | None = None,
+        regret: Callable[[A, R], Remedy | None] | None = None,
     ) -> R:
         """The result of this job once it is durable. Raises the BrokerError it answered with, or RecordUnavailable.
 
@@ -167,7 +170,7 @@ class Writer:
             with anyio.CancelScope(shield=True):
                 try:
                     result = await self._seen_out(job)
-                    remedy = None if regret is None else regret(result)
+                    remedy = None if regret is None else regret(argument, result)
                     if remedy is not None:
                         await self.run(*remedy)
                 except BrokerError:
@@ -235,7 +238,7 @@ class Writer:
         """A result nobody waits for any more: the caller was told that records cannot be written."""
         if job.regret is None or isinstance(result, BrokerError):
             return
-        remedy = job.regret(result)
+        remedy = job.regret(job.argument, result)
         if remedy is not None:
             self._queue.put([Job(*remedy)])
 

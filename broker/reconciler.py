@@ -70,7 +70,7 @@ class Reconciler:
         self._owned: dict[str, _Owned] = {}
         self._offers: dict[str, Offer] = {}
         self.on_resource_updated: set[Callable[[str, str], None]] = set()  # (backend, its URI); quick, and not raising
-        self._manifests: Manifests | None = None
+        self._manifests: Manifests | None = None  # those that are served, if an offer can make them mean something else
         self._stirred = anyio.Event()
         self._turn = anyio.Lock()
         self._leaving = anyio.Event()  # ends the watcher's thread, which a cancelled task would wait for
@@ -95,22 +95,23 @@ class Reconciler:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """Backends open, the catalog on the shelf, changes followed. Raises ManifestError for bad manifests."""
-        prepared = await self._prepare("start")  # before the task group, so that its errors arrive as they are
+        prepared = [await self._prepare("start")]  # before the task group, so that its errors arrive as they are
         # Two groups: what backends run beside their calls outlives the owners that close them in good order.
         async with anyio.create_task_group() as links:
             self._links = links
             try:
-                async with self._owners(*prepared):
+                async with self._owners(prepared):
                     yield
             finally:
                 links.cancel_scope.cancel()  # for what a backend left behind when its time to close was over
 
     @asynccontextmanager
-    async def _owners(self, manifests: Manifests, catalog: Catalog) -> AsyncGenerator[None]:
+    async def _owners(self, prepared: list[tuple[Manifests, Catalog]]) -> AsyncGenerator[None]:
+        """prepared: what to begin with, taken out of it, because the caller stays to the end."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             try:
-                await self._serve(manifests, catalog, cause="start")
+                await self._serve(*prepared.pop(), cause="start")
                 await self._started()
                 tasks.start_soon(self._follow_offers)
                 if self._settings.watch:
@@ -138,7 +139,7 @@ class Reconciler:
         return manifests, catalog
 
     async def _serve(self, manifests: Manifests, catalog: Catalog, *, cause: str) -> None:
-        self._manifests = manifests
+        self._manifests = manifests if manifests.imports else None
         self._arrange(catalog)
         await self._swap(catalog, cause)
 

@@ -26,6 +26,7 @@ from broker.document import Loc, did_you_mean
 from broker.errors import ManifestError, Problem
 from broker.model.canonical import digest
 from broker.model.part import Part
+from broker.model.shared import Pool
 from broker.policies import quota, rule, toolset
 from broker.policies.expression import References
 from broker.ports import BackendKind, Offer
@@ -72,6 +73,7 @@ class _Compilation:
     problems: list[Problem] = field(default_factory=list[Problem])
     notes: list[str] = field(default_factory=list[str])
     plans: dict[str, BackendPlan] = field(default_factory=dict[str, BackendPlan])
+    pool: Pool = field(default_factory=Pool)  # of what the documents say of schemas
     left_out: set[int] = field(default_factory=set[int])  # ids of drafts a policy cannot judge
 
     def run(self) -> Catalog:
@@ -130,7 +132,7 @@ class _Compilation:
     def _tools(self) -> Iterator[Draft]:
         for declared in self.manifests.tools:
             plan = self._plan(declared)
-            draft = tool_draft(declared, plan, self.kinds, self.problems) if plan is not None else None
+            draft = tool_draft(declared, plan, self.kinds, self.pool, self.problems) if plan is not None else None
             if draft is not None:
                 yield draft
 

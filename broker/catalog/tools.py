@@ -11,17 +11,18 @@ from broker.catalog.manifest import Declared, blocks_of
 from broker.catalog.schema import NOTHING, Checker, SchemaError
 from broker.document import did_you_mean
 from broker.errors import Problem
-from broker.model.shared import one
+from broker.model.shared import Pool, one
 from broker.policies.idempotency import Derivation
 from broker.ports import BackendKind
 
 
 def tool_draft(
-    declared: Declared[Any], plan: BackendPlan, kinds: Mapping[str, BackendKind], problems: list[Problem]
+    declared: Declared[Any], plan: BackendPlan, kinds: Mapping[str, BackendKind], pool: Pool, problems: list[Problem]
 ) -> Draft | None:
-    """The draft of this document; None when something is wrong with it, which is then among the problems."""
+    """The draft of this document; None when something is wrong with it, which is then among the problems. pool: of what
+    its schemas say."""
     spec, before = declared.spec, len(problems)
-    schema, checker = _input(declared, problems)
+    schema, checker = _input(declared, pool, problems)
     output = _output(declared, problems)
     _inside(declared, schema, problems)
     timeout_s = _timeout(declared, plan, problems)
@@ -63,7 +64,9 @@ def tool_draft(
     )
 
 
-def _input(declared: Declared[Any], problems: list[Problem]) -> tuple[dict[str, Any] | None, Checker | None]:
+def _input(
+    declared: Declared[Any], pool: Pool, problems: list[Problem]
+) -> tuple[Mapping[str, Any] | None, Checker | None]:
     spec = declared.spec
     schema = NOTHING if spec.input is None else spec.input
     if schema.get("type") != "object":
@@ -73,8 +76,9 @@ def _input(declared: Declared[Any], problems: list[Problem]) -> tuple[dict[str, 
         if name in properties_of(schema):
             message = f"inject.{name}: `input` has it too; take it out there, agents must not see it"
             problems.append(declared.problem(("inject", name), message, at_key=True))
-    schema = closed(schema)
-    return schema, _compiled(declared, "input", schema, problems, hidden=list(spec.inject))
+    schema: Mapping[str, Any] = pool.shared(closed(schema))
+    checker = _compiled(declared, "input", schema, problems, hidden=list(spec.inject))
+    return schema if checker is None else checker.schema, checker
 
 
 def _output(declared: Declared[Any], problems: list[Problem]) -> Checker | None:

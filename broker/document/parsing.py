@@ -30,7 +30,7 @@ from ruamel.yaml.events import (
     SequenceStartEvent,
 )
 
-from broker.data import dataclass, field
+from broker.data import dataclass
 from broker.errors import ConfigurationError, Problem
 
 MAX_BYTES = 1_048_576
@@ -65,7 +65,7 @@ class Mark:
     column: int
     key_line: int
     key_column: int
-    members: dict[str | int, Mark] = field(default_factory=dict[str | int, "Mark"])
+    members: dict[str | int, Mark]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +175,9 @@ def _syntax(name: str, error: MarkedYAMLError) -> Problem:
     return Problem(name, *place, f"not valid YAML: {said}{remedy}")
 
 
+_NO_MEMBERS: dict[str | int, Mark] = {}  # of every value that is no mapping or sequence; most are
+
+
 class _TooMuchError(Exception):
     """Reading stops here; the reason is already a problem."""
 
@@ -250,7 +253,8 @@ class _Builder:
             raise _TooMuchError
         if self._awaits_key():
             self._wrong(event, "a key must be text")
-        self._stack.append(_Frame(data, Mark(*_at(event), *_at(event))))
+        at = _at(event)
+        self._stack.append(_Frame(data, Mark(*at, *at, {})))
 
     def _awaits_key(self) -> bool:
         return bool(self._stack) and isinstance(self._stack[-1].data, dict) and self._stack[-1].key is None
@@ -310,7 +314,8 @@ class _Builder:
             return ""
 
     def _put(self, event: Any, value: Any) -> None:
-        self._place(value, Mark(*_at(event), *_at(event)))
+        at = _at(event)
+        self._place(value, Mark(*at, *at, _NO_MEMBERS))
 
     def _place(self, value: Any, mark: Mark) -> None:
         """Put a finished value into what contains it; a value without container is a document."""

@@ -25,6 +25,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,14 +70,15 @@ class Leg:
 def everything(directory: Path, *options: str) -> Generator[str]:
     """`server.py` in a process of its own; gives its URL."""
     command = [sys.executable, str(HERE / "server.py"), *options]
+    told = Path(tempfile.mkstemp(dir=directory, suffix=".log")[1])
     with (
-        (directory / "server.log").open("w") as log,
+        told.open("w") as log,
         process(command, directory, environment_of({}), log, piped=True) as server,
     ):
         assert server.stdout is not None
         url = server.stdout.readline().strip()
         if not url:
-            raise Failed("the server did not start:\n" + (directory / "server.log").read_text("utf-8")[-2000:])
+            raise Failed("the server did not start:\n" + told.read_text("utf-8")[-2000:])
         yield url
 
 
@@ -140,12 +142,16 @@ def client_leg(revision: str) -> Leg:
 
 
 def compare(leg: Leg, results: Path, *, accept: bool) -> tuple[int, int]:
-    """Run both, print every scenario that differs, and every surprise. Returns how many scenarios are as they should
-    be, and how many are not.
+    """Run both at once, print every scenario that differs, and every surprise. Returns how many scenarios are as they
+    should be, and how many are not.
     """
-    print(f"\n{leg.name}: directly, then through the broker", flush=True)
-    direct = leg.directly(results / f"{leg.folder}-directly")
-    brokered = leg.through(results / f"{leg.folder}-through")
+    print(f"\n{leg.name}: directly, and through the broker", flush=True)
+    with ThreadPoolExecutor() as both:
+        runs = [
+            both.submit(run, results / f"{leg.folder}-{how}")
+            for how, run in (("directly", leg.directly), ("through", leg.through))
+        ]
+        direct, brokered = (run.result() for run in runs)
     worse = suite.worse(direct, brokered)
     known = suite.baseline(leg.baseline)
     if accept:

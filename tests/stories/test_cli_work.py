@@ -410,6 +410,21 @@ def test_doctor_finds_what_is_wrong_and_says_the_remedy(home: Path) -> None:
     assert f"chmod 0600 {home / 'broker.db'}" in said.out
 
 
+def test_doctor_says_how_damaged_records_are_mended(home: Path) -> None:
+    (home / "broker.db").write_bytes(b"no database at all")
+    said = broker("doctor", cwd=home)
+    assert said.code == 1
+    assert "is damaged" in said.out
+    assert "Restore a backup" in said.out
+
+
+def test_arguments_as_one_json_object_have_an_option_of_their_own(home: Path) -> None:
+    ok(broker("call", "note_write", "--args", '{"text": "a"}', cwd=home))
+    said = broker("call", "note_write", '{"text": "a"}', cwd=home)
+    assert said.code == 2
+    assert "a JSON object goes to --args" in said.err
+
+
 def test_following_the_log_prints_calls_as_they_come(home: Path) -> None:
     ok(broker("call", "note_write", "text=first", cwd=home))
     with running("log", "--follow", "--json", cwd=home) as following:

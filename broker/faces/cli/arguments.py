@@ -22,7 +22,8 @@ def read_arguments(pairs: Sequence[str], document: str, schema: Schema | None) -
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise typer.BadParameter(f"{pair!r} is not name=value", param_hint="ARGUMENT")
+            hint = "; a JSON object goes to --args" if pair.startswith("{") else ""
+            raise typer.BadParameter(f"{pair!r} is not name=value{hint}", param_hint="ARGUMENT")
         arguments[name] = _json(value, pair) if name.endswith(":") else typed(value, _property(schema, name))
         if name.endswith(":"):
             arguments[name[:-1]] = arguments.pop(name)

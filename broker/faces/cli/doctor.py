@@ -229,7 +229,8 @@ async def _house(config: Path | None, settings: Settings) -> list[Finding]:
         async with house.deciding(config) as broker:
             findings = await _records(broker)
     except BrokerError as error:
-        return [Finding("records", "bad", str(error), f"They are in {settings.directory / settings.database}.")]
+        remedy = error.next_step or f"They are in {settings.directory / settings.database}."
+        return [Finding("records", "bad", error.message, remedy)]
     try:
         async with house.tooled(config) as broker:
             return [*findings, *await _backends(broker)]

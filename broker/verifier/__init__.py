@@ -6,6 +6,8 @@ here. The bytes that are hashed and signed are described in docs/record.md; this
     walk.py      one part of the ledger, in order of commit
     records.py   the records of calls beside it
     usual.py     those of the usual calls, as text
+    said.py      what many of them share
+    older.py     databases of an older form
     join.py      the parts put together; long histories are walked by several processes
     anchors.py   what was noted outside of the database: anchors and signed checkpoints
 

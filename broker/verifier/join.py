@@ -17,6 +17,7 @@ from itertools import pairwise
 from os import cpu_count
 from pathlib import Path
 
+from broker.verifier.older import show_as_newer
 from broker.verifier.records import ALL, FoundError, OpenCall, Records, Spot, misplaced
 from broker.verifier.walk import (
     WRONG,
@@ -59,6 +60,7 @@ def snapshot(path: Path) -> Generator[sqlite3.Connection]:
     uri = f"{path.absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as db:
         db.execute("begin")
+        show_as_newer(db)
         yield db
 
 

@@ -42,7 +42,7 @@ def judged(
     InvalidArguments, Forbidden."""
     hold = held.hold
     if hold is None or parts.arguments is None or parts.principal is None:
-        raise Conflict(f"The held call {held.call_id} is already {held.state}.", state=held.state)
+        raise Conflict(f"The held call {held.call_id} waits no longer: {held.state}.", state=held.state)
     if entry is None:
         raise Conflict(
             f"{held.tool} is not served here, so other arguments for it cannot be judged.",

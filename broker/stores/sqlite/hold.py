@@ -303,7 +303,7 @@ def _decided(invocation: Invocation | None) -> Conflict:
     assert found.hold is not None, "a call that was held has a hold"  # noqa: S101 – the schema's own promise
     by = f", decided by {found.hold.reviewer}" if found.hold.reviewer else ""
     return Conflict(
-        f"The held call {found.call_id} is already {found.state}{by}.",
+        f"The held call {found.call_id} waits no longer: {found.state}{by}.",
         state=found.state,
         reviewer=found.hold.reviewer,
         reviewed_at_ms=found.hold.reviewed_at_ms,

@@ -130,12 +130,14 @@ class ModernCalls:
     async def _from_events(
         self, response: Response, request_id: int, exchange: Exchange, progress: Progress | None
     ) -> dict[str, Any] | None:
-        async with aclosing(_slowed(response, self._upstream.cap, self._pace)) as events:
+        self._pace.earn()
+        async with aclosing(_events(response, self._upstream.cap)) as events:
             try:
                 async for data in events:
                     message = self._read(data)
                     if "method" not in message:
                         return message if _is_for(message, request_id) else None
+                    await self._pace.spend(1)  # a flood waits in its own socket
                     if progress is not None and message["method"] == "notifications/progress":
                         await _pass_on(message, request_id, progress)
                     if exchange.back is not None and message["method"] == "notifications/message":
@@ -229,13 +231,12 @@ class _TooLargeError(ValueError):
     """One event has more bytes than a whole answer may have."""
 
 
-async def _slowed(response: Response, cap: int, pace: Pace) -> AsyncGenerator[bytes]:
-    """The data of its message events, slowed to a rate: a flood waits in its own socket. Raises Cut, _TooLargeError."""
+async def _events(response: Response, cap: int) -> AsyncGenerator[bytes]:
+    """The data of its message events. Raises Cut, _TooLargeError."""
     events = Events(cap)
     async with aclosing(response.pieces()) as pieces:
         async for piece in pieces:
             for data in events.feed(piece):
-                await pace.spend(1)
                 yield data
 
 

@@ -6,6 +6,7 @@ import anyio
 
 MESSAGES_PER_S = 250.0  # that are no answers: each costs as much as a part of a call, and everybody pays for it
 MESSAGES_BURST = 250.0
+MESSAGES_A_CALL = 20.0  # more for each request: who is asked much has much to say
 WAIT_S = 0.05  # the least that is waited for, since waiting costs more than a message
 
 
@@ -21,6 +22,10 @@ class Pace:
         self._per_s = per_s
         self._burst = self._left = burst
         self._filled_at = anyio.current_time()
+
+    def earn(self, amount: float = MESSAGES_A_CALL) -> None:
+        """It was asked something."""
+        self._left = min(self._left + amount, self._burst)
 
     async def spend(self, amount: float) -> None:
         """Take so much, and wait as long as it is too much."""

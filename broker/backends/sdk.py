@@ -215,6 +215,7 @@ class Session:
             client_info=types.Implementation(name="broker", version=__version__),
         )
         self._session.declared = declared
+        self._pace = pace
         self._stamps: dict[str, tuple[object, dict[str, Any], dict[str, str]]] = {}
 
     async def __aenter__(self) -> Self:
@@ -341,6 +342,7 @@ class Session:
         is told."""
         options = self.stamp(method, params, told)
         options["request_id"] = request_id
+        self._pace.earn()
         if on_progress is not None:
             options["on_progress"] = cast("ProgressFnT", on_progress)
         return await self._dispatcher.send_raw_request(method, params, options)

@@ -52,6 +52,24 @@ def test_no_more_passes_than_its_rate_allows(said: list[tuple[float, float]]) ->
         anyio.run(talk)
 
 
+def test_who_is_asked_much_may_say_much() -> None:
+    """A thousand calls in a second, and some words in each."""
+    time = HandTime()
+
+    async def talk() -> None:
+        one = Pace()
+        for _ in range(1000):
+            time.now += 0.001
+            one.earn()
+            for _ in range(15):
+                await one.spend(1)
+        assert time.waits == 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pace, "anyio", time)
+        anyio.run(talk)
+
+
 def test_who_talks_little_never_waits_and_who_talks_without_end_waits_seldom() -> None:
     time = HandTime()
 

@@ -65,6 +65,11 @@ class ClientCredentials(Outbound):
     async def aclose(self) -> None:
         await self._wire.aclose()
 
+    def at_once(self) -> tuple[str, str] | None:
+        """See Outbound."""
+        token = self._usable(None)
+        return None if token is None else ("Authorization", f"Bearer {token.value}")
+
     async def header(self) -> tuple[str, str]:
         """See Outbound. Raises Unavailable when no token can be had."""
         return "Authorization", f"Bearer {(await self._fresh(instead_of=None)).value}"

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from broker.backends.address import Origin
 from broker.backends.placement import header_fault
-from broker.backends.spec import SecretText, Section, filled_now, secrets_in
+from broker.backends.spec import SecretText, Section, filled, filled_now, secrets_in, waits
 from broker.errors import BackendError, Unavailable
 from broker.ports import Secrets
 
@@ -68,6 +68,10 @@ def may_carry(header: str) -> bool:
 class Outbound(ABC):
     """What goes into each request, and which texts must never be shown."""
 
+    def at_once(self) -> tuple[str, str] | None:
+        """As `header`, where nothing has to be waited for, which costs a call a deadline of its own; None otherwise."""
+        return None
+
     @abstractmethod
     async def header(self) -> tuple[str, str]:
         """Name and value for the next request. Raises Unavailable when there is none; nothing is sent then."""
@@ -95,22 +99,40 @@ class ConstantHeader(Outbound):
         self._header = header
         self._value = value
         self._secrets = secrets
+        self._last = ""
         self._masked: tuple[str, ...] = ()
 
     @property
     def masked(self) -> tuple[str, ...]:
         return self._masked
 
+    def at_once(self) -> tuple[str, str] | None:
+        """See Outbound. Raises Unavailable as `header`."""
+        if waits(self._value):
+            return None
+        try:
+            return self._header, self._judged(filled(self._value, self._secrets))
+        except LookupError as error:
+            raise self._missing(error) from None
+
     async def header(self) -> tuple[str, str]:
         """See Outbound. Raises Unavailable when the secret cannot be read or cannot stand in a header."""
         try:
-            value = (await filled_now(self._value, self._secrets)).strip()
+            return self._header, self._judged(await filled_now(self._value, self._secrets))
         except LookupError as error:
-            raise no_credential(self._backend, str(error.args[0]) if error.args else "its secret is missing") from None
-        if fault := header_fault(value) or ("" if value.isascii() else "is not ASCII"):
-            raise no_credential(self._backend, f"its secret {fault}")
-        self._masked = secrets_in(self._value.strip(), value)
-        return self._header, value
+            raise self._missing(error) from None
+
+    def _judged(self, text: str) -> str:
+        value = text.strip()
+        if value != self._last:
+            if fault := header_fault(value) or ("" if value.isascii() else "is not ASCII"):
+                raise no_credential(self._backend, f"its secret {fault}")
+            self._masked = secrets_in(self._value.strip(), value)
+            self._last = value
+        return value
+
+    def _missing(self, error: LookupError) -> BackendError:
+        return no_credential(self._backend, str(error.args[0]) if error.args else "its secret is missing")
 
 
 def no_credential(backend: str, why: str) -> BackendError:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Literal, Self, cast
 
 import anyio
@@ -26,6 +25,7 @@ from broker.backends.connecting import tls_of
 from broker.backends.credential import Credential, header_name, outbound
 from broker.backends.decoding import ACCEPT_ENCODING, excerpt, is_json, media_type, strict_json_text
 from broker.backends.exchange import Cut, Exchange
+from broker.backends.headers import Headers
 from broker.backends.placement import (
     RESERVED_HEADERS,
     Placed,
@@ -36,7 +36,7 @@ from broker.backends.placement import (
 )
 from broker.backends.rejection import rejected
 from broker.backends.spec import Bytes, Seconds, Section, Tls
-from broker.backends.upstream import USER_AGENT, Header, Lines, Response, Upstream
+from broker.backends.upstream import USER_AGENT, Response, Upstream
 from broker.data import dataclass
 from broker.document import section
 from broker.errors import AnswerWithheld, BackendError, Broken, BrokerError, TimedOut, Unavailable
@@ -136,13 +136,10 @@ class HttpBackend:
         self._detail = ""
         self._since_ms = context.clock.now_ms()
         self._upstream: Upstream | None = None
-        self._fixed: Mapping[str, Header] = _by_name(
+        self._headers = Headers(
             {"Accept": "application/json, text/*", "Accept-Encoding": ACCEPT_ENCODING, "User-Agent": USER_AGENT}
             | spec.headers
         )
-        ids = _by_name({"Idempotency-Key": "%s", "X-Broker-Call-Id": "%s", "Content-Type": "application/json"})
-        fixed = {name: (line, value.replace(b"%", b"%%")) for name, (line, value) in self._fixed.items()}
-        self._usual = Lines.of({**fixed, **ids}.values())
         self._closed = False
         self._auth = None
 
@@ -171,7 +168,7 @@ class HttpBackend:
         """See ports.Backend."""
         placed = cast("Placements", tool.action).place(arguments)
         credential = header_name(self._spec.credential)
-        headers = self._headers(_named(placed, call), (credential, "") if credential else None)
+        headers = self._headers.of(placed, call, (credential, "") if credential else None)
         return Sketch(
             method=placed.method,
             target=self._origin.url.removesuffix(self._origin.prefix) + self._target(placed),
@@ -232,12 +229,10 @@ class HttpBackend:
         exchange = Exchange(deadline, repeatable=attempts.repeatable, is_exact=True)
         told = False
         try:
-            credential = None if self._auth is None else await exchange.within(self._auth.header())
-            if placed.headers or credential is not None or placed.body is None or call.trace_parent:
-                lines = self._lines(placed, call, credential)
-            else:  # the most usual request: only the ids differ from the last one
-                key, own = (call.sent_as or call.id).encode("latin-1"), call.id.encode()
-                lines = Lines(self._usual.text % (key, own), self._usual.number)
+            credential = None
+            if self._auth is not None:
+                credential = self._auth.at_once() or await exchange.within(self._auth.header())
+            lines = self._headers.lines(placed, call, credential)
             response = await upstream.ask(placed.method, self._target(placed), lines, placed.body, exchange)
             body = response.whole() if response.status < 300 else None
             if body is None:
@@ -245,7 +240,7 @@ class HttpBackend:
             if response.status == 401 and self._auth is not None and credential is not None:
                 again = await exchange.within(self._auth.renewed(credential[1]))
                 if again is not None:
-                    lines = self._lines(placed, call, again)
+                    lines = self._headers.lines(placed, call, again)
                     response = await upstream.ask(placed.method, self._target(placed), lines, placed.body, exchange)
                     body = await self._body(response)
             answer = self._read(response, body)
@@ -281,16 +276,6 @@ class HttpBackend:
         if not was_open and self._breaker.reason:
             self._since_ms = self._context.clock.now_ms()
             self._context.offer_changed(self.name)
-
-    def _lines(self, placed: Placed, call: Call, credential: tuple[str, str] | None) -> Lines:
-        """What `_headers` says, as it goes out."""
-        return Lines.of(self._headers(_named(placed, call), credential).values())
-
-    def _headers(self, named: Mapping[str, str], credential: tuple[str, str] | None) -> dict[str, Header]:
-        headers = {**self._fixed, **_by_name(named)}
-        if credential is not None:
-            headers.update(_by_name(dict((credential,))))
-        return headers
 
     def _target(self, placed: Placed) -> str:
         return (self._origin.prefix + placed.target) or "/"
@@ -371,31 +356,6 @@ class HttpBackend:
     @property
     def offer(self) -> Offer | None:
         return None
-
-
-def _named(placed: Placed, call: Call) -> dict[str, str]:
-    """The request's own headers: what the manifest places, and the broker's."""
-    named = dict(placed.headers) | {"Idempotency-Key": call.downstream_key, "X-Broker-Call-Id": call.id}
-    if call.trace_parent:
-        named["traceparent"] = call.trace_parent
-    if placed.body is not None:
-        named["Content-Type"] = "application/json"
-    return named
-
-
-def _by_name(headers: Mapping[str, str]) -> dict[str, Header]:
-    """As they go out, by name in lower case, so that a later mapping replaces what an earlier one says."""
-    named: dict[str, Header] = {}
-    for name, value in headers.items():
-        lower, encoded = _spelled(name)
-        named[lower] = (encoded, value.encode("latin-1"))
-    return named
-
-
-@lru_cache(maxsize=1024)
-def _spelled(name: str) -> tuple[str, bytes]:
-    """The names are those of manifests and our own, the same for every call."""
-    return name.lower(), name.encode()
 
 
 def _text(text: str, status: str) -> Answer:

@@ -58,9 +58,14 @@ def filled(text: str, secrets: Secrets) -> str:
     return REFERENCE.sub(lambda match: secrets.resolve(match[0]), text)
 
 
+def waits(text: str) -> bool:
+    """Whether to fill it may take long: a secret in a file may lie on a mount that hangs."""
+    return "${file:" in text
+
+
 async def filled_now(text: str, secrets: Secrets) -> str:
-    """`filled`; a secret in a file is read in a thread, because it may lie on a mount that hangs."""
-    if "${file:" in text:
+    """`filled`; in a thread where that `waits`."""
+    if waits(text):
         return await anyio.to_thread.run_sync(filled, text, secrets, abandon_on_cancel=True)
     return filled(text, secrets)
 

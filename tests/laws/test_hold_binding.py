@@ -238,10 +238,10 @@ async def test_a_bound_field_that_changed_is_refused_and_held_anew(
             await until_refused(house, lambda hold_id: reseal(house.broker, hold_id, part, other))
         if row.served:
             backend: Any = house.broker.backends["orders"]
-            more = {**backend._fixed, "x-more": (b"X-More", b"1")}
+            more = {**backend._headers._fixed, "x-more": (b"X-More", b"1")}
 
             async def serve(_: str) -> None:
-                monkeypatch.setattr(backend, "_fixed", more)
+                monkeypatch.setattr(backend._headers, "_fixed", more)
 
             await until_refused(house, serve)
         assert len(house.asked) == ran

@@ -119,7 +119,7 @@ async def test_what_would_be_sent_otherwise_than_it_was_shown_is_not_sent(
     async with house(tmp_path, monkeypatch) as (broker, asked):
         hold_id = await held(broker, order="1", note="n")
         other: Any = broker.backends["orders"]
-        monkeypatch.setattr(other, "_fixed", {**other._fixed, "x-more": (b"X-More", b"1")})
+        monkeypatch.setattr(other._headers, "_fixed", {**other._headers._fixed, "x-more": (b"X-More", b"1")})
         await broker.desk.review(hold_id, approve=True, reviewer=reviewer(), via="test")
         refused = await until_state(broker, hold_id, "failed")
         assert (refused.code, refused.effect, asked) == ("forbidden", "none", [])

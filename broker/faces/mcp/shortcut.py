@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
@@ -98,9 +98,9 @@ class Shortcut:
         traced = bool(trace_parent)
         told = _told_from_others(piece, end, traced) if piece.startswith(_LINE) and end <= HEAD_BYTES else None
         stays = headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"  # which says what is so anyway
-        if told is None or not stays or len(piece) > end + told.size or not _UNFIT.isdisjoint(headers):
+        if told is None or not stays or len(piece) > end + told[1] or not _UNFIT.isdisjoint(headers):
             return
-        if trace_parent != told.trace_parent:  # it is none, or not where it can be told from the rest
+        if trace_parent != told[2]:  # it is none, or not where it can be told from the rest
             return
         mark = fingerprint(credential) if credential else b""
         version, named = headers[b"mcp-protocol-version"].decode(), decoded(headers.get(b"mcp-name"))
@@ -110,7 +110,7 @@ class Shortcut:
             self._heads.pop(next(iter(self._heads)))
         self._traced = self._traced or traced
         said = {name: value for name, value in headers.items() if name not in (b"authorization", b"traceparent")}
-        self._heads[told.name] = Head(request.scope.get("server"), said, mark, version, named, request.accepts)
+        self._heads[told[0]] = Head(request.scope.get("server"), said, mark, version, named, request.accepts)
 
     def hold(self, size: int) -> bool:
         """See faces.line.Shortcut. What waits counts as bytes in flight."""
@@ -181,17 +181,10 @@ class Shortcut:
             line.done(task)
 
 
-class _Told(NamedTuple):
-    """name: the SHA-256 of a head but for what differs from call to call, which are the others."""
-
-    name: bytes
-    size: int
-    trace_parent: str
-
-
-def _told_from_others(data: bytes, end: int, traced: bool) -> _Told | None:
-    """The head that ends here. None where the length of the body is not told in the usual way, or is of no body that
-    could be taken here. traced: a `traceparent` is looked for, too; what is none, or told in another way, is left in.
+def _told_from_others(data: bytes, end: int, traced: bool) -> tuple[bytes, int, str] | None:
+    """The SHA-256 of the head that ends here, but for what differs from call to call: the length of the body, and the
+    `traceparent`, which are given, too. None where the length is not told in the usual way, or is of no body that could
+    be taken here. traced: there may be a `traceparent`; what is none, or told in another way, is left in, and "" given.
 
     A line that begins so is the header and nothing else; were there another of the same name, it would be in the hash.
     """
@@ -209,7 +202,7 @@ def _told_from_others(data: bytes, end: int, traced: bool) -> _Told | None:
         trace_parent = trace_parent_of(rest[at:after].decode("latin-1"))
         if trace_parent:
             rest = rest[:at] + rest[after:]
-    return _Told(sha256(rest).digest(), size, trace_parent)
+    return sha256(rest).digest(), size, trace_parent
 
 
 def _plain(raw: Any, head: Head, limits: JsonLimits) -> tuple[RequestId, dict[str, Any], Declared] | None:

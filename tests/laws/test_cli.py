@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from broker.errors import SettingsError
 from broker.faces.cli import COMMANDS, start
-from broker.faces.cli.app import built_command, carried_out
+from broker.faces.cli.app import built_command, carried_out, summary
 from broker.faces.cli.arguments import read_arguments, typed
 from broker.faces.cli.config_file import ConfigFile
 from broker.faces.cli.logs import to_stderr
@@ -273,6 +273,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     for one in [built, *getattr(built, "commands", {}).values()]:
         assert "Example:" in one.help, one.name
         assert one.get_short_help_str(200)
+    assert summary(reference) == built.get_short_help_str(110)
 
 
 def test_help_imports_neither_the_sdk_nor_the_house() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Sequence
 from importlib import import_module
@@ -36,16 +37,29 @@ class Commands(typer.core.TyperGroup):
             self.commands.update(dict.fromkeys(self.list_commands(ctx)))  # type: ignore[arg-type] – names to suggest from
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 – as above
         for heading, part in COMMANDS.items():
             with formatter.section(heading):
-                formatter.write_dl([(name, self.get_command(ctx, name).get_short_help_str(110)) for name in part])
+                formatter.write_dl([(name, summary(reference)) for name, reference in part.items()])
+
+
+def _found(reference: str) -> Any:
+    """What is behind "module:Name": a function, or a typer app with verbs."""
+    module, _, attribute = reference.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def summary(reference: str) -> str:
+    """The first sentence of a command's help, as the library would show it, which would build the command for it."""
+    found = _found(reference)
+    callback: Any = getattr(found.registered_callback, "callback", None) if isinstance(found, typer.Typer) else found
+    paragraph = inspect.cleandoc(str(callback.__doc__)).partition("\n\n")[0]
+    return " ".join(paragraph.split()).partition(". ")[0].rstrip(".") + "."
 
 
 def built_command(name: str, reference: str) -> Any:
-    """The click command behind "module:Name": a function, or a typer app with verbs."""
-    module, _, attribute = reference.partition(":")
-    found = getattr(import_module(module), attribute)
+    """The command as the library has it."""
+    found = _found(reference)
     if isinstance(found, typer.Typer):
         built: Any = typer.main.get_group(found)
         built.name = name

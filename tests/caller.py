@@ -15,7 +15,7 @@ import orjson
 from broker.assembly import Broker
 from broker.errors import BackendError, OverQuota
 from broker.model.call import IDEMPOTENCY_META
-from broker.settings import read_settings
+from broker.settings_file import read_settings
 from tests.world import agent, perform
 
 

@@ -21,7 +21,8 @@ import structlog
 from broker.assembly import Broker
 from broker.errors import Conflict
 from broker.model.hold import Review
-from broker.settings import Settings, read_settings
+from broker.settings import Settings
+from broker.settings_file import read_settings
 from broker.stores.sqlite import hold
 from tests.world import reviewer
 

@@ -15,7 +15,7 @@ import anyio
 
 from broker.assembly import Broker
 from broker.errors import BrokerError, Conflict, OverQuota
-from broker.settings import read_settings
+from broker.settings_file import read_settings
 from tests.world import agent, perform
 
 COSTS = (7, 3, 1)

@@ -15,7 +15,8 @@ from broker.model.answer import Answer
 from broker.model.call import Call
 from broker.model.invocation import Invocation, InvocationQuery
 from broker.model.principal import Principal
-from broker.settings import Settings, read_settings
+from broker.settings import Settings
+from broker.settings_file import read_settings
 
 
 def settings_in(folder: Path, manifests: str, **keys: Any) -> Settings:

@@ -16,7 +16,8 @@ import pytest
 from broker.assembly import backend_kinds
 from broker.catalog.compiler import compile_catalog
 from broker.catalog.reader import read_manifests
-from broker.settings import HoldSettings, read_settings
+from broker.settings import HoldSettings
+from broker.settings_file import read_settings
 from tests.house import settings_page
 from tests.house.pages import Block, Command, Session, base_environment, blocks, commands, matches
 

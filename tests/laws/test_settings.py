@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from broker.errors import SettingsError
-from broker.settings import Settings, read_settings, rows, template
+from broker.settings import Settings
+from broker.settings_file import read_settings, rows, template
 
 DEFAULTS = Settings().model_dump()
 

@@ -45,7 +45,7 @@ def settings_path(config: Path | None) -> Path | None:
 
 def read(config: Path | None) -> Settings:
     """Raises SettingsError with every problem."""
-    from broker.settings import read_settings
+    from broker.settings_file import read_settings
 
     return read_settings(settings_path(config), os.environ)
 

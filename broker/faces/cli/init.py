@@ -74,7 +74,7 @@ def init(
       broker init
       broker init my-broker
     """
-    from broker.settings import template
+    from broker.settings_file import template
 
     files = {folder / SETTINGS_FILE: template(), folder / "tool_manifests" / "first.yaml": SAMPLE}
     there = [path for path in files if path.exists()]

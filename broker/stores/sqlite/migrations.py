@@ -1,8 +1,8 @@
 """Sets of changes of the schema, each made once, in order, and told by its name in the database.
 
-One transaction is around all of them, so that a new database costs one commit and a start that fails changes nothing.
-The table is that of sqlite-utils, whose commands can tell what is applied; the library itself was an eighth of a first
-start.
+sqlite-utils makes them and keeps that table. Ours is the look whether there is anything to make, since mostly there is
+not and the library is a tenth of a start; and one transaction around all of it, so that a new database costs one commit
+and a start that fails changes nothing.
 
 What must not live here: any table, and who else may be migrating (database).
 """
@@ -11,16 +11,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 Step = Callable[[sqlite3.Connection], None]
 
-_TABLE = "_sqlite_migrations"
-_TABLES = (
-    f"create table if not exists {_TABLE} (id integer primary key, migration_set text, name text, applied_at text)",
-    f"create unique index if not exists idx_{_TABLE}_migration_set_name on {_TABLE} (migration_set, name)",
-)
-_TAKEN = f"insert into {_TABLE} (migration_set, name, applied_at) values (?, ?, ?)"  # noqa: S608 – a constant
+_TABLE = "_sqlite_migrations"  # the library's
 
 
 class Migrations:
@@ -42,17 +36,20 @@ class Migrations:
 
     def apply(self, db: sqlite3.Connection) -> None:
         """Take every step that was not taken. db: in autocommit mode; nobody else migrates meanwhile."""
-        applied = self._applied(db)
-        if applied >= self._steps.keys():
+        if self._applied(db) >= self._steps.keys():
             return
+        import sqlite_utils  # only here: see above
+
+        library = sqlite_utils.Migrations(self.name)
+        for name, step in self._steps.items():
+
+            def take(database: sqlite_utils.Database, step: Step = step) -> None:
+                step(database.conn)
+
+            library(name=name)(take)
         db.execute("begin immediate")
         try:
-            for statement in _TABLES:
-                db.execute(statement)
-            for name, step in self._steps.items():
-                if name not in applied:
-                    step(db)
-                    db.execute(_TAKEN, (self.name, name, str(datetime.now(UTC))))
+            library.apply(sqlite_utils.Database(db))
             db.execute("commit")
         except BaseException:
             if db.in_transaction:

@@ -29,6 +29,8 @@ LATER = {
     "rich": "tables of commands",
     "mcp_types": "the SDK",
     "pygments": "rich",
+    "jmespath": "tools that select from an answer",
+    "zipfile": "the search for plug-ins of pydantic",
     "sqlite_utils": "a database whose schema is to be changed",
 }
 

@@ -92,7 +92,7 @@ class Records:
         columns = {name: 0 if kind == "INTEGER" else "" for name, kind in db.execute(_TYPES) if name not in _IDS}
         self._fresh: dict[str, Any] = {**columns, **dict.fromkeys(_SHARED, ""), **_FRESH}
         self.said = Said(db)
-        self._rows: sqlite3.Cursor | None = None
+        self._fetch: Callable[[], Row | None] | None = None  # the next row
         self.erased = self.count = self.last = 0  # last: the id of the last row that was read, 0: none was
         self.first: tuple[int, Place, str] | None = None  # the id of the first, which entry opened it, and its call
 
@@ -101,17 +101,18 @@ class Records:
         first = 0
         if call_id:
             (first,) = self._db.execute(_RECORD_ID, (call_id,)).fetchone() or (ALL,)
-        self._rows = self._db.execute(_ROWS, (first,))
+        self._fetch = self._db.execute(_ROWS, (first,)).fetchone
 
     def next(self, opening: Entry) -> Row:
         """The next record in order. Where none was asked for, it begins here. Raises FoundError when it is not that of
         the call that this entry opens."""
-        is_first = self._rows is None
-        if self._rows is None:
+        fetch = self._fetch
+        if is_first := fetch is None:
             self.begin(opening[5])
-        assert self._rows is not None, "begin opens it"  # noqa: S101
+            fetch = self._fetch
+        assert fetch is not None, "begin opens it"  # noqa: S101
         try:
-            row = self._rows.fetchone()
+            row = fetch()
         except sqlite3.OperationalError as error:
             if not is_no_text(error):
                 raise

@@ -6,6 +6,7 @@ judges whether it is what was written.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from typing import Any
 
@@ -44,6 +45,7 @@ class Common:
         self._columns, self._shared, self._own = columns, shared, own
         self._row = f"select {', '.join(shared)} from {table} where id = ?"  # noqa: S608 – constants
         self._rows: dict[int, tuple[Any, ...]] = {}
+        self._words: dict[int, tuple[str, ...]] = {}
         self._said: dict[tuple[str, int], dict[str, Any]] = {}
         self.agreed: dict[tuple[str, str, int], tuple[int, tuple[Any, ...]]] = {}
         self.named = set[int]()
@@ -58,6 +60,20 @@ class Common:
         found = seq, tuple(says[name] for name in self._own)
         _remember(self.agreed, (chain, named, id_), found)
         return found
+
+    def learn(self, chain: str, seq: int, id_: int, own: tuple[Any, ...]) -> None:
+        """This intent says all of it itself, and was found to agree."""
+        _remember(self.agreed, (chain, str(seq), id_), (seq, own))
+
+    def words(self, id_: int) -> tuple[str, ...]:
+        """The columns of its row as JSON. Raises ValueError where there is no such row."""
+        known = self._words.get(id_)
+        if known is None:
+            known = tuple(json.dumps(value, ensure_ascii=False) for value in self.row(id_))
+            if not known:
+                raise ValueError(f"there is no row {id_}")
+            _remember(self._words, id_, known)
+        return known
 
     def row(self, id_: int) -> tuple[Any, ...]:
         """Its columns; () where there is no such row, or one with a text that is none."""

@@ -5,7 +5,9 @@ text is put together, from the columns of the record, that the two bodies must h
 proves nothing: it is read then, and judged column by column (`records.py`).
 
 No text of a record passes for another: the bodies have no backslash, so no value in them holds a quote, and none in a
-record may; what is put in as JSON is read as such, or stands between names of which each is in the body once.
+record may; what is put in as JSON is read as such, or stands between names of which each is in the body once. Where an
+intent says itself who calls, as the first with each token does, values that may hold quotes are put in as JSON writes
+them, and none of the others may hold a quote or a backslash.
 """
 
 from __future__ import annotations
@@ -15,16 +17,15 @@ from typing import Any
 
 from jiter import from_json
 
-from broker.verifier.said import CALLED_OWN, CALLER_OWN, Said
+from broker.verifier.said import CALLED_OWN, CALLER_OWN, Common, Said
 
 # The columns of a row of a record, in the order in which they are compared.
 COLUMNS = (
     *CALLER_OWN, *CALLED_OWN, "at_ms", "changed_at_ms", "arguments_digest", "request_id", "trace_id", "state", "effect",
     "backend_status", "result_bytes", "result_digest", "code", "message", "stage", "held",
 )  # fmt: skip
-_AS, _ITSELF = '{"as":[', '{"as":[0'
-_REQUEST = '"request_id":'
-_TO_LAPS = len('],"set":{"arguments_digest":"","laps_us":')
+_AS = '{"as":['
+_REQUEST, _LAPS = '"request_id":', '"laps_us":'
 _CLOSED = frozenset({"succeeded", "failed"})
 _DIGITS = b"0123456789"
 _KNOWN = 4096  # pairs of shapes of laps
@@ -44,51 +45,71 @@ def agrees(said: Said, opening: Entry, record: Row, closing: Entry) -> bool:
     """
     _, chain, seq, opened_at_ms, _, _, first, _, _ = opening
     _, _, _, closed_at_ms, _, _, last, _, _ = closing
-    if not first.startswith(_AS) or first.startswith(_ITSELF) or "\\" in first or "\\" in last:
-        return False
     (
         _, _, kept, laps, quotas, caller, called, agent, user, tenant, credential_id, tool, rule, writer,
         at_ms, changed_at_ms, digest, request_id, trace_id, state, effect, status, size, result, code, message, stage,
         held,
     ) = record  # fmt: skip
+    if not first.startswith(_AS) or "\\" in last:
+        return False
     if '"' in f"{digest}{request_id}{trace_id}{state}{effect}{status}{result}{code}{message}":
         return False
     end = first.find("]")
     named, _, also = first[len(_AS) : end].partition(",")
-    try:
-        who = said.callers.agreed.get((chain, named, caller)) or said.callers.agree(chain, named, caller)
-        what = said.called.agreed.get((chain, also, called)) or said.called.agree(chain, also, called)
-    except ValueError:  # one says it itself, names what it should not, or the record does
-        return False
+    who = agent, user, tenant, credential_id
     keeps = ""
     if kept is not None:
         kept = "sha256:" + sha256(kept).hexdigest()
         keeps = '"kept":true,' if kept == digest else f'"kept":"{kept}",'
-    at = end + _TO_LAPS + len(keeps) + len(digest)
+    at = first.find(_LAPS, end) + len(_LAPS)
     before = first[at : first.find("}", at) + 1]  # the laps until it was admitted
-    quotas = "" if quotas == "[]" else f'"quotas":{quotas},'
+    asked = "" if quotas == "[]" else f'"quotas":{quotas},'
     request = request_id and f'"request_id":"{request_id}",'
+    try:
+        if named == "0":
+            own = "".join(who)
+            if '"' in own or "\\" in f"{own}{digest}{request_id}{trace_id}{quotas}":
+                return False
+            face, issuer, principal_key = said.callers.words(caller)
+            opens = (
+                f'"agent":"{agent}","arguments_digest":"{digest}","credential_id":"{credential_id}","face":{face},'
+                f'"issuer":{issuer},"laps_us":{before},"principal_key":{principal_key},{asked}{request}'
+                f'"tenant":"{tenant}","trace_id":"{trace_id}","user":"{user}"'
+            )
+        elif "\\" in first or _agreed(said.callers, chain, named, caller, seq) != who:
+            return False
+        else:
+            opens = f'"arguments_digest":"{digest}","laps_us":{before},{asked}{request}"trace_id":"{trace_id}"'
+        if _agreed(said.called, chain, also, called, seq) != (tool, rule, writer):
+            return False
+    except ValueError:  # one says it itself, names what it should not, or the record does
+        return False
     status = status and f'"backend_status":"{status}",'
     code = code and f'"code":"{code}",'
     message = message and f'"message":"{message}",'
     size = f'"result_bytes":{size:d},' if size else ""
     result = result and f'"result_digest":"{result}",'
-    opens = f'"arguments_digest":"{digest}","laps_us":{before},{quotas}{request}"trace_id":"{trace_id}"'
-    closes = f'{status}{code}"effect":"{effect}","laps_us":{laps},{message}{size}{result}"state":"{state}"'
-    return (
-        last == f'{{"set":{{{closes}}}}}'
+    agreed = (
+        last
+        == f'{{"set":{{{status}{code}"effect":"{effect}","laps_us":{laps},{message}{size}{result}"state":"{state}"}}}}'
         and first[end:] == f'],{keeps}"set":{{{opens}}}}}'
         and (request_id != "" or _REQUEST not in first)
-        and (agent, user, tenant, credential_id) == who[1]
-        and (tool, rule, writer) == what[1]
         and _is_part(before, laps)
-        and who[0] < seq > what[0]
         and at_ms == opened_at_ms
         and changed_at_ms == closed_at_ms
         and state in _CLOSED
         and stage == ""
         and held == 0
     )
+    if agreed and named == "0":
+        said.callers.learn(chain, seq, caller, who)
+    return agreed
+
+
+def _agreed(common: Common, chain: str, named: str, id_: int, seq: int) -> tuple[Any, ...]:
+    """What a record has itself where the intent `named`, before `seq`, and this row agree. Raises ValueError."""
+    before, own = common.agreed.get((chain, named, id_)) or common.agree(chain, named, id_)
+    return own if before < seq else ()
 
 
 def _is_part(some: str, laps: str) -> bool:

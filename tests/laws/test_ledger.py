@@ -49,6 +49,9 @@ async def live_a_little(store: Store, round_: int) -> None:
             await store.finish(outcome(held.call_id, result=b"{}"))
             await store.collect(held.call_id, held.principal_key, NOW + 9)
     await store.note("reload", {"version": "sha256:x"})
+    other = intent(agent="dog", charges=(count(500),))
+    await store.admit(other)
+    await store.finish(outcome(other.call_id, **usual))
     await store.admit(held_intent(arguments={"round": round_, "open": True}))
 
 
@@ -124,6 +127,7 @@ def place(database: Path, which: str) -> tuple[str, int]:
 # caller, names it for the tool alone; SHORT for both.
 ENTRY = "id = 4"
 TOLD, NAMING, FAILED = "id = 1", "id = 3", "id = 4"
+ITSELF = "id = (select min(id) from invocation where agent = 'dog')"  # its intent says itself who calls
 HELD = "id = (select min(id) from invocation where held = 1)"
 FULL, HALF, SHORT = 2, 3, 4
 HOLD = "call_id = (select call_id from hold order by call_id limit 1)"
@@ -153,7 +157,7 @@ def test_what_the_store_wrote_verifies(database: Path) -> None:
             assert verify(database, processes=processes) == alone
     found = verify(database)
     assert found.fault is None
-    assert (found.ok, found.chains, found.records, found.erased) == (True, 2, 16, 0)
+    assert (found.ok, found.chains, found.records, found.erased) == (True, 2, 18, 0)
     assert found.limits
 
 
@@ -229,7 +233,7 @@ async def test_it_verifies_while_a_broker_writes(tmp_path: Path) -> None:
         await store.admit(intent())
         found = verify(tmp_path / "broker.db")
         assert found.fault is None
-        assert found.records == 9
+        assert found.records == 10
     finally:
         await store.aclose()
 
@@ -244,7 +248,7 @@ def test_a_changed_entry_is_found_where_it_is(database: Path, column: str) -> No
     assert (fault.chain, fault.seq) == (chain, seq)
 
 
-@pytest.mark.parametrize("record", [TOLD, NAMING, FAILED])
+@pytest.mark.parametrize("record", [TOLD, NAMING, FAILED, ITSELF])
 @pytest.mark.parametrize("column", columns("invocation"))
 def test_a_changed_record_is_found(database: Path, column: str, record: str) -> None:
     assert fault_after(database, changed("invocation", column, record)).chain
@@ -275,12 +279,12 @@ def test_a_usual_call_is_judged_by_its_text_alone(database: Path, monkeypatch: p
     monkeypatch.setattr(Records, "judge", noted)
     assert verify(database, processes=1).ok
     with by_hand(database) as db:
-        told, naming, failed = (
+        told, naming, failed, itself = (
             db.execute(f"select call_id from invocation where {which}").fetchone()[0]
-            for which in (TOLD, NAMING, FAILED)
+            for which in (TOLD, NAMING, FAILED, ITSELF)
         )
     assert told in judged
-    assert not {naming, failed} & {*judged}
+    assert not {naming, failed, itself} & {*judged}
 
 
 @pytest.mark.parametrize(
@@ -288,6 +292,11 @@ def test_a_usual_call_is_judged_by_its_text_alone(database: Path, monkeypatch: p
     [
         "tool = tool || char(0) || 'x'",  # what comes after a NUL is not overlooked
         "credential_id = json_quote(credential_id)",
+        """agent = agent || '","arguments_digest":"x'""",
+        """tenant = tenant || '","trace_id":"' || trace_id""",
+        "tenant = tenant || char(92)",
+        "quotas = quotas || char(92)",
+        """trace_id = trace_id || '","user":"'""",
         """rule = rule || '","tenant":"' || tenant""",  # one value that reads like two
         "quotas = replace(quotas, ':50', ':50.5')",
         "quotas = quotas || char(10)||'[]'",
@@ -310,8 +319,9 @@ def test_a_usual_call_is_judged_by_its_text_alone(database: Path, monkeypatch: p
         "stage = 'dispatch'",
     ],
 )
-def test_no_text_of_a_record_passes_for_another(database: Path, change: str) -> None:
-    fault = fault_after(database, f"update invocation set {change} where {NAMING}")
+@pytest.mark.parametrize("record", [NAMING, ITSELF])
+def test_no_text_of_a_record_passes_for_another(database: Path, change: str, record: str) -> None:
+    fault = fault_after(database, f"update invocation set {change} where {record}")
     assert change.split(" =", maxsplit=1)[0] in fault.what
 
 
@@ -320,6 +330,9 @@ def test_no_text_of_a_record_passes_for_another(database: Path, change: str) -> 
     [
         (NAMING, """quotas = quotas || ',"request_id":"7"', request_id = ''"""),
         (NAMING, """request_id = '7","trace_id":"' || trace_id, trace_id = ''"""),
+        (ITSELF, """tenant = tenant || '","trace_id":"' || trace_id, trace_id = ''"""),
+        (ITSELF, """trace_id = trace_id || '","user":"' || "user", "user" = ''"""),
+        (ITSELF, """quotas = quotas || ',"request_id":"' || request_id || '"', request_id = ''"""),
         (FAILED, """backend_status = backend_status || '","code":"' || code, code = ''"""),
         (FAILED, """laps_us = laps_us || ',"message":"' || message || '"', message = ''"""),
         (

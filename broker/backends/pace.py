@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 
 MESSAGES_PER_S = 250.0  # that are no answers: each costs as much as a part of a call, and everybody pays for it
-MESSAGES_BURST = 250.0
+MESSAGES_BURST = 50.0
 MESSAGES_A_CALL = 20.0  # more for each request: who is asked much has much to say
 WAIT_S = 0.05  # the least that is waited for, since waiting costs more than a message
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from broker.backends.mcp_carrier import Carrier, Reports
 from broker.backends.mcp_child import Child, ChildError, environment
 from broker.backends.mcp_http import McpClient
 from broker.backends.mcp_modern import ModernCalls
+from broker.backends.pace import Pace
 from broker.backends.spec import filled_now, secrets_in
 from broker.backends.transport import Wire, quiet
 from broker.ports import BackendContext
@@ -83,7 +85,7 @@ class _ChildCarrier:
     def streams(self) -> AbstractAsyncContextManager[sdk.Streams]:
         return self._child.streams()
 
-    def calls(self) -> None:
+    def calls(self, pace: Pace) -> None:
         """Everything goes through the one pipe."""
 
     @property
@@ -144,7 +146,8 @@ class _HttpCarrier:
             connect_s=spec.connect_timeout,
             tls=tls if origin.scheme == "https" else None,
         )
-        self._calls = ModernCalls(name, urlsplit(spec.url).path or "/", wire.upstream, auth, context.clock.now_ms)
+        target = urlsplit(spec.url).path or "/"
+        self._calls = partial(ModernCalls, name, target, wire.upstream, auth, context.clock.now_ms)
         self._client = McpClient(
             name,
             wire,
@@ -155,8 +158,8 @@ class _HttpCarrier:
             on_lost=reports.lost,
         )
 
-    def calls(self) -> ModernCalls | None:
-        return self._calls if self._spec.transport == "streamable-http" else None
+    def calls(self, pace: Pace) -> ModernCalls | None:
+        return self._calls(pace=pace) if self._spec.transport == "streamable-http" else None
 
     @asynccontextmanager
     async def streams(self) -> AsyncGenerator[sdk.Streams]:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from broker.backends import sdk
 from broker.backends.mcp_modern import ModernCalls
+from broker.backends.pace import Pace
 
 
 class Carrier(Protocol):
@@ -19,8 +20,9 @@ class Carrier(Protocol):
 
     def streams(self) -> AbstractAsyncContextManager[sdk.Streams]: ...
 
-    def calls(self) -> ModernCalls | None:
-        """How plain calls are made without a session when the peer is modern; None where they are not."""
+    def calls(self, pace: Pace) -> ModernCalls | None:
+        """How plain calls are made without a session when the peer is modern; None where they are not. pace: the
+        link's, which outlives its connections."""
         ...
 
     @property

@@ -170,7 +170,7 @@ class Link:
                         self._current = connection
                         try:
                             await self._greet(connection)
-                            connection.calls = carrier.calls() if session.is_modern else None
+                            connection.calls = carrier.calls(pace) if session.is_modern else None
                             self._attempt.deadline = math.inf
                             up_at = anyio.current_time()
                             await self._live(connection, tasks)

@@ -43,14 +43,21 @@ class ModernCalls:
     """backend: its name. target: path of the endpoint. auth: how the broker identifies itself there."""
 
     def __init__(
-        self, backend: str, target: str, upstream: Upstream, auth: Outbound | None, now_ms: Callable[[], int]
+        self,
+        backend: str,
+        target: str,
+        upstream: Upstream,
+        auth: Outbound | None,
+        now_ms: Callable[[], int],
+        *,
+        pace: Pace,
     ) -> None:
         self._backend = backend
         self._target = target
         self._upstream = upstream
         self._auth = auth
         self._now_ms = now_ms
-        self._pace = Pace()
+        self._pace = pace
 
     async def call(
         self,

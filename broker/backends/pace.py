@@ -13,7 +13,7 @@ WAIT_S = 0.05  # the least that is waited for, since waiting costs more than a m
 class Pace:
     """per_s: how much in a second, in any unit. burst: how much at once, at most, after a quiet time.
 
-    One for each server, however many connections and requests it talks on.
+    One for each link to a server, whatever connections and requests it talks on.
     """
 
     __slots__ = ("_burst", "_filled_at", "_left", "_per_s")

@@ -15,6 +15,7 @@ from broker.backends.address import Origin
 from broker.backends.credential import Outbound
 from broker.backends.exchange import Exchange
 from broker.backends.mcp_modern import ModernCalls
+from broker.backends.pace import Pace
 from broker.backends.upstream import Upstream
 from broker.errors import AnswerWithheld, BrokerError, Rejected, TimedOut
 from tests.downstream import answering
@@ -39,8 +40,17 @@ def progress(token: object, step: object) -> bytes:
     return event(orjson.dumps({"jsonrpc": "2.0", "method": "notifications/progress", "params": params}))
 
 
+class Noted(Pace):
+    """spent: for how many messages."""
+
+    spent = 0.0
+
+    async def spend(self, amount: float) -> None:
+        self.spent += amount
+
+
 async def call(
-    *answers: Response, auth: Outbound | None = None, steps: list[Step] | None = None
+    *answers: Response, auth: Outbound | None = None, steps: list[Step] | None = None, pace: Pace | None = None
 ) -> tuple[dict[str, Any] | BrokerError, list[tuple[Request, bytes]]]:
     """What one call ends in, and what the server was asked."""
 
@@ -51,7 +61,7 @@ async def call(
     async with answering(*answers) as (url, asked):
         origin = Origin.parse(url, allow_private=True)
         upstream = Upstream("The peer", origin, allow_private=True, cap=100_000, connections=2, connect_s=2, tls=None)
-        calls = ModernCalls("peer", "/mcp", upstream, auth, lambda: 0)
+        calls = ModernCalls("peer", "/mcp", upstream, auth, lambda: 0, pace=pace or Pace())
         exchange = Exchange(anyio.current_time() + 0.3, {"Idempotency-Key": "k"})
         try:
             with anyio.fail_after(0.3):
@@ -99,6 +109,15 @@ async def test_progress_of_this_call_is_passed_on_and_of_no_other() -> None:
     result, _ = await call(events(*parts, progress(ID, 2)), steps=steps)
     assert result == DONE
     assert steps == [(1.0, 2.0, "half")]
+
+
+async def test_what_is_no_answer_counts_as_talk_and_the_answer_does_not() -> None:
+    pace = Noted()
+    for _ in range(3):
+        result, _ = await call(one_event(frame(result=DONE)), pace=pace)
+        assert (result, pace.spent) == (DONE, 0)
+    result, _ = await call(events(progress(7, 1), progress(ID, 1), event(frame(result=DONE))), pace=pace)
+    assert (result, pace.spent) == (DONE, 2)
 
 
 @pytest.mark.parametrize("other", [ID + 1, str(ID), None, float(ID), True])

@@ -139,7 +139,7 @@ async def answered(page: Page, url: str, targets: set[str]) -> Counter[tuple[str
     page.on("response", note)
     await page.goto(url, wait_until="commit")
     with anyio.move_on_after(45):
-        while await page.evaluate("window.sent") < len(targets) * FETCHES:
+        while await page.evaluate("window.sent ?? 0") < len(targets) * FETCHES:
             await anyio.sleep(0.2)
         while not targets <= {url for method, url, _ in statuses if method == "POST"}:
             await anyio.sleep(0.2)

@@ -24,13 +24,14 @@ from broker.backends.address import Origin
 from broker.backends.bulkhead import Bulkhead
 from broker.backends.credential import Credential, header_name
 from broker.backends.decoding import short, storable
+from broker.backends.mcp_asking import questions
 from broker.backends.mcp_part import fault_of, natural_uri, renamed, request_of
 from broker.backends.spec import REFERENCE, Bytes, Seconds, Section, Tls
 from broker.data import dataclass
 from broker.document import section
 from broker.errors import AnswerWithheld, InvalidArguments, Unavailable
 from broker.model.answer import Answer
-from broker.model.back import INPUT_REQUIRED, beyond
+from broker.model.back import INPUT_REQUIRED, beyond, relayed
 from broker.model.call import Call
 from broker.model.part import Part
 from broker.model.sketch import Sketch
@@ -137,14 +138,16 @@ class McpBackend:
         self._since_ms = context.clock.now_ms()
         self._carriage: Any = None
         self._errand: Any = None
+        self._fault_in: Any = None
 
     async def open(self) -> None:
         """Start the link; its task runs in `context.tasks` until `aclose`."""
         # Imported here: the SDK is most of a broker's start-up, and only brokers with MCP backends pay for it.
         from broker.backends.mcp_carriage import carriage
         from broker.backends.mcp_routes import Errand, Routes
+        from broker.backends.mcp_shape import result_fault
 
-        self._errand = Errand
+        self._errand, self._fault_in = Errand, result_fault
         self._carriage = carriage(self.name, self._spec, self._context)
         self._link = self._linked(idle_s=self._spec.idle_stop, on_change=self._changed, on_updated=self._updated)
         tasks = self._context.tasks
@@ -201,6 +204,8 @@ class McpBackend:
         finally:
             self._places.give_back()
         kind = result.get("resultType", "complete")
+        if INPUT_REQUIRED in (kind, call.inquiry and result.get("status")):
+            questions(self.name, result, relayed(call.capabilities))
         if call.inquiry is not None:
             return self._as_it_is(result, f"MCP {method}")
         if kind == INPUT_REQUIRED:
@@ -242,16 +247,19 @@ class McpBackend:
         fault = fault_of(part, result, completing=method == "completion/complete")
         if kind != "complete" or fault:
             raise self._withheld(fault or "is not a complete result")
+        if member := self._fault_in(method, result):
+            raise self._withheld(f"is no result: its {member!r} is not as MCP has it")
         if fault := storable(result):
             raise self._withheld(f"is not plain JSON: {fault}")
         meta = _passed_on(result.pop("_meta", None))
         return Answer(meta=meta, more=renamed(part, result), status=f"MCP {method}")
 
     def _answer(self, result: dict[str, Any], kind: str) -> Answer:
-        content, structured = result.get("content"), result.get("structuredContent")
-        blocks = cast("list[Any]", content) if isinstance(content, list) else None
-        if kind != "complete" or blocks is None or not all(isinstance(block, dict) for block in blocks):
+        structured = result.get("structuredContent")
+        if kind != "complete":
             raise self._withheld("is not a tool result")
+        if member := self._fault_in("tools/call", result):
+            raise self._withheld(f"is not a tool result: its {member!r} is not as MCP has it")
         if structured is not None and not isinstance(structured, dict):
             raise self._withheld("has structured content that is no object")
         if fault := storable(result):

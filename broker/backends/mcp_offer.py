@@ -16,6 +16,7 @@ from broker.backends import sdk
 from broker.backends.decoding import short, storable
 from broker.backends.exchange import Exchange
 from broker.backends.mcp_connection import Connection
+from broker.backends.mcp_shape import entry_fault
 from broker.data import dataclass, field
 from broker.errors import Rejected
 from broker.model.shared import Pool
@@ -118,6 +119,8 @@ def _take(listing: Listing, entry: Any, names: set[str], pool: Pool) -> bool:
         listing.note(f"{kind.word} {short(name, limit=64)!r} is listed twice; the first is taken")
     elif fault := storable(given):
         listing.leave_out(name, fault)
+    elif member := entry_fault(kind.method, {"name": name, **given}):
+        listing.leave_out(name, f"its {member!r} is not as MCP has it")
     else:
         size = len(orjson.dumps(given))
         if size > ENTRY_BYTES:

@@ -19,13 +19,13 @@ import anyio
 from anyio.abc import TaskGroup
 from mcp_types import CLIENT_CAPABILITIES_META_KEY, LOG_LEVEL_META_KEY
 
-from broker.backends.mcp_asking import answered, guarded, questions
+from broker.backends.mcp_asking import answered, guarded
 from broker.backends.mcp_link import Link
 from broker.backends.mcp_own import Own
 from broker.backends.mcp_park import Lot
 from broker.data import dataclass
 from broker.errors import Unavailable
-from broker.model.back import INPUT_REQUIRED, AgentSession, Back, relayed
+from broker.model.back import AgentSession, Back, relayed
 from broker.model.call import Call
 from broker.model.canonical import canonical
 
@@ -91,10 +91,7 @@ class Routes:
                 errand.params["inputResponses"] = dict(responses)
             if state is not None:
                 errand.params["requestState"] = state
-            result = await errand.over(self._shared, call.back, _told(errand, declared, call.back))
-            if INPUT_REQUIRED in (result.get("resultType"), result.get("status")):
-                questions(self._backend, result, declared)
-            return result
+            return await errand.over(self._shared, call.back, _told(errand, declared, call.back))
         if asks_nothing:
             return await errand.over(self._shared)
         if state is not None:

@@ -103,23 +103,50 @@ def strict_json_text(body: bytes) -> tuple[Any, bytes]:
     return value, text
 
 
-LARGE_BYTES = 262_144  # a list in an answer smaller than this needs no cutting
+LARGE_BYTES = 262_144  # of an answer: in one that is larger, lists are cut
 _LISTS = ("tools", "resources", "resourceTemplates", "prompts")
 
 
-def cut_lists(message: Any, most: int) -> bool:
-    """Leave `most` and one more of the entries of an MCP list in this message: that it has more than `most` can still
-    be seen, and a hundred thousand entries are not carried through every further layer. Whether it was cut.
+def strict_json_cut(body: bytes, most: int) -> tuple[Any, bool]:
+    """As `strict_json`, of a JSON-RPC message: of an MCP list in it `most` entries and one more, by which it can be
+    seen that there were others. And whether it was cut.
+
+    A hundred thousand entries would hold everybody up, here and in every further layer. So a long list is read from its
+    beginning until there are enough, and what follows is not even looked at, unless the id of the answer is there.
     """
+    if len(body) <= LARGE_BYTES:
+        return strict_json(body), False
+    size = LARGE_BYTES
+    # Up to the end of an object, which is not in the middle of an escape.
+    while size < len(body) and (end := body.rfind(b"}", 0, size) + 1):
+        try:
+            message = jiter.from_json(body[:end], allow_inf_nan=False, catch_duplicate_keys=True, partial_mode=True)
+            lists = _lists(message)
+            if not lists or "id" not in message:
+                break
+            if _cut(lists, most):
+                if strict_json(orjson.dumps(message)) != message:  # what is not finite is written as null
+                    raise ValueError("number out of range")
+                return message, True
+        except (ValueError, TypeError) as error:
+            raise ValueError(_plain(str(error))[:120]) from None
+        size *= 4
+    message = strict_json(body)
+    return message, _cut(_lists(message), most)
+
+
+def _lists(message: Any) -> list[list[Any]]:
+    """The MCP lists in the result of this message."""
     given: Any = cast("Mapping[str, Any]", message).get("result") if isinstance(message, Mapping) else None
     result = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
-    cut = False
-    for field in _LISTS:
-        entries: Any = result.get(field)
-        if isinstance(entries, list) and len(cast("list[Any]", entries)) > most + 1:
-            del entries[most + 1 :]
-            cut = True
-    return cut
+    return [cast("list[Any]", result[name]) for name in _LISTS if isinstance(result.get(name), list)]
+
+
+def _cut(lists: list[list[Any]], most: int) -> bool:
+    long = [entries for entries in lists if len(entries) > most + 1]
+    for entries in long:
+        del entries[most + 1 :]
+    return bool(long)
 
 
 @lru_cache(maxsize=256)

@@ -15,17 +15,18 @@ import os
 import re
 import shutil
 import sys
+from asyncio import StreamReader
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
-from anyio.abc import ByteReceiveStream, Process
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from broker.backends import sdk
-from broker.backends.decoding import LARGE_BYTES, cut_lists, short, strict_json
+from broker.backends.decoding import short, strict_json_cut
 from broker.backends.pace import Pace
+from broker.backends.process import PIECE_BYTES, Process
 
 INHERITED = ("PATH", "HOME", "LANG", "TMPDIR")
 STDERR_BYTES = 65_536
@@ -110,7 +111,7 @@ class Child:
         """How it ended and what it said about that; waits a moment for what is still in the pipe."""
         with anyio.move_on_after(0.5):
             await self._stderr_ended.wait()
-        code = self._process.returncode if self._process else None
+        code = self._process.code if self._process else None
         how = (
             ""
             if code is None
@@ -129,7 +130,12 @@ class Child:
         program = program_of(self._argv[0], self._env, self._cwd)
         lifeline, held = os.pipe()  # `held` is ours alone: Python's descriptors are not inherited
         try:
-            process = await self._spawn(program, lifeline)
+            process = await Process.start(
+                [sys.executable, "-I", "-S", _GUARD, str(lifeline), program, *self._argv],
+                env=self._env,
+                cwd=self._cwd,
+                pass_fds=(lifeline,),
+            )
         except OSError as error:
             os.close(held)
             raise ChildError(f"cannot be run: {(error.strerror or 'unknown reason').lower()}") from None
@@ -154,52 +160,37 @@ class Child:
         finally:
             if held >= 0:
                 os.close(held)
-            with anyio.CancelScope(shield=True), anyio.move_on_after(GRACE_S):
-                await process.aclose()
-
-    async def _spawn(self, program: str, lifeline: int) -> Process:
-        return await anyio.open_process(
-            [sys.executable, "-I", "-S", _GUARD, str(lifeline), program, *self._argv],
-            env=dict(self._env),
-            cwd=self._cwd,
-            start_new_session=True,
-            pass_fds=(lifeline,),
-        )
+            with anyio.CancelScope(shield=True):
+                await process.close(GRACE_S)
 
     async def _end(self, process: Process, held: int) -> int:
         """Returns -1: the lifeline is closed. Takes at most two graces and a kill."""
-        if process.stdin is not None:
-            with suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
-                await process.stdin.aclose()
-        if not await _ended(process, GRACE_S):
-            with suppress(ProcessLookupError):
-                process.terminate()
-            await _ended(process, GRACE_S)
+        process.close_stdin()
+        if not await process.ended(GRACE_S):
+            process.terminate()
+            await process.ended(GRACE_S)
         os.close(held)  # the guard kills the whole group, also when the server itself has ended
-        await _ended(process, GRACE_S)
+        await process.ended(GRACE_S)
         return -1
 
     # ------------------------------------------------------------------------------------------------------- its pipes
 
     async def _write_stdin(self, process: Process, taken: MemoryObjectReceiveStream[sdk.SessionMessage]) -> None:
-        assert process.stdin is not None  # noqa: S101 – spawned with pipes
-        with suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        with suppress(OSError):
             async for item in taken:
                 line = item.message.model_dump_json(by_alias=True, exclude_unset=True)
-                await process.stdin.send(line.encode() + b"\n")
+                await process.write(line.encode() + b"\n")
 
     async def _keep_stderr(self, process: Process) -> None:
-        assert process.stderr is not None  # noqa: S101 – spawned with pipes
         pace = Pace(IDLE_TALK_BYTES_PER_S, IDLE_TALK_BURST)
-        with suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
-            async for chunk in process.stderr:
+        with suppress(OSError):
+            while chunk := await process.stderr.read(PIECE_BYTES):
                 self._stderr += chunk
                 del self._stderr[:-STDERR_BYTES]
                 await pace.spend(len(chunk))
         self._stderr_ended.set()
 
     async def _read_stdout(self, process: Process, given: MemoryObjectSendStream[Inbound]) -> None:
-        assert process.stdout is not None  # noqa: S101 – spawned with pipes
         pace = Pace(IDLE_TALK_BYTES_PER_S, IDLE_TALK_BURST)
         async with given, AsyncExitStack() as stack:  # its end is the connection's end
             with suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
@@ -218,9 +209,7 @@ class Child:
             self.noise += 1
             return None
         try:
-            read = strict_json(line)
-            if len(line) > LARGE_BYTES:
-                cut_lists(read, self._most)
+            read, _ = strict_json_cut(line, self._most)
             message = sdk.jsonrpc_message_adapter.validate_python(read, by_name=False)
         except ValueError:  # pydantic's is one
             return self._unreadable(line[:4096], "is not a JSON-RPC message")
@@ -233,18 +222,12 @@ class Child:
             self._on_unreadable(int(match[1]), why)
 
 
-async def _ended(process: Process, within_s: float) -> bool:
-    with anyio.move_on_after(within_s):
-        await process.wait()
-    return process.returncode is not None
-
-
-async def _lines(stream: ByteReceiveStream, cap: int, pace: Pace) -> AsyncGenerator[tuple[bytes, bool]]:
+async def _lines(stream: StreamReader, cap: int, pace: Pace) -> AsyncGenerator[tuple[bytes, bool]]:
     """(line, True), or (its first bytes, False) for a line over the cap, the rest of which is thrown away unread."""
     buffer = bytearray()
     searched = 0
     head: bytes | None = None  # of the overlong line that is being thrown away
-    async for chunk in stream:
+    while chunk := await stream.read(PIECE_BYTES):
         buffer += chunk
         while (end := buffer.find(b"\n", searched)) >= 0:
             line = bytes(buffer[:end])

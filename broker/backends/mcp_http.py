@@ -15,7 +15,7 @@ import httpx2
 import orjson
 
 from broker.backends.credential import Outbound
-from broker.backends.decoding import ACCEPT_ENCODING, LARGE_BYTES, cut_lists, excerpt, is_json, media_type, strict_json
+from broker.backends.decoding import ACCEPT_ENCODING, LARGE_BYTES, excerpt, is_json, media_type, strict_json_cut
 from broker.backends.exchange import EXCHANGE, Cut, Exchange
 from broker.backends.rejection import rejected
 from broker.backends.transport import USER_AGENT, Signed, Wire
@@ -86,10 +86,10 @@ class McpClient(httpx2.AsyncClient):
         if len(body) <= LARGE_BYTES:
             return response
         try:
-            message = strict_json(body)
+            message, cut = strict_json_cut(body, self._most)
         except ValueError:
             return response  # the SDK finds out as well
-        if not cut_lists(message, self._most):
+        if not cut:
             return response
         return httpx2.Response(200, headers=response.headers, content=orjson.dumps(message), request=response.request)
 

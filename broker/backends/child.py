@@ -21,7 +21,6 @@ from contextlib import suppress
 from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1
-NICE = 10  # a server that takes all it can get leaves the processor to the broker and to those who call it
 
 
 def main() -> int:
@@ -76,7 +75,6 @@ def _become(program: str, argv: list[str], guard: int, prctl: object) -> NoRetur
     """In the forked child: own group, fresh signals, dies with the guard; then the server."""
     try:
         os.setpgid(0, 0)
-        os.nice(NICE)
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)

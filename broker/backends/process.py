@@ -11,6 +11,7 @@ What must not live here: anything about what is started.
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 from asyncio import StreamReader, StreamReaderProtocol, StreamWriter
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ import anyio
 
 PIECE_BYTES = 65_536
 LOOK_EVERY_S = 0.01
+NICE = 10  # so much more than the broker: a program that takes all it can get leaves the processor to the broker and to those who call it
 
 
 class Process:
@@ -37,7 +39,7 @@ class Process:
     async def start(
         cls, command: Sequence[str], *, env: Mapping[str, str], cwd: Path, pass_fds: Sequence[int] = ()
     ) -> Self:
-        """In a session of its own. Raises OSError when it cannot be started."""
+        """In a session of its own, nicer than the broker. Raises OSError when it cannot be started."""
         child = subprocess.Popen(  # noqa: ASYNC220 – see the module's head
             command,
             bufsize=0,
@@ -50,6 +52,8 @@ class Process:
             pass_fds=pass_fds,
         )
         process = cls(child)
+        with suppress(ProcessLookupError):  # it may have ended
+            os.setpriority(os.PRIO_PROCESS, child.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
         try:
             with anyio.CancelScope(shield=True):  # takes no time, and half of it would be lost
                 await process._connect()

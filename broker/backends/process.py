@@ -23,7 +23,7 @@ import anyio
 
 PIECE_BYTES = 65_536
 LOOK_EVERY_S = 0.01
-NICE = 10  # so much more than the broker: a program that takes all it can get leaves the processor to the broker and to those who call it
+NICE = 10  # added to the broker's own: what takes all it can get leaves the processor to the broker's callers
 
 
 class Process:

@@ -25,8 +25,8 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
-from broker.backends.child import NICE
 from broker.backends.mcp import KIND, Remote
+from broker.backends.process import NICE
 from broker.errors import AnswerWithheld, Broken, Rejected, TimedOut, Unavailable
 from broker.model.answer import Answer
 from broker.ports import Backend, Offer

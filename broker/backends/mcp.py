@@ -255,13 +255,10 @@ class McpBackend:
         return Answer(meta=meta, more=renamed(part, result), status=f"MCP {method}")
 
     def _answer(self, result: dict[str, Any], kind: str) -> Answer:
-        structured = result.get("structuredContent")
         if kind != "complete":
             raise self._withheld("is not a tool result")
         if member := self._fault_in("tools/call", result):
             raise self._withheld(f"is not a tool result: its {member!r} is not as MCP has it")
-        if structured is not None and not isinstance(structured, dict):
-            raise self._withheld("has structured content that is no object")
         if fault := storable(result):
             raise self._withheld(f"is not plain JSON: {fault}")
         result["_meta"] = _passed_on(result.get("_meta"))

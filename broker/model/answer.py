@@ -13,14 +13,14 @@ from broker.model.empty import NOTHING
 
 @dataclass(slots=True)  # made for each call, see model.empty
 class Answer:
-    """content: MCP content blocks in order. structured: `structuredContent` (a JSON object) or None.
+    """content: MCP content blocks in order. structured: `structuredContent` (any JSON since 2026-07-28), or None.
 
     more: further top-level result fields of a downstream server, passed on unchanged. spent: what the backend says the
     call cost, by unit ("calls", "tokens", "usd_micro"), for settling quotas.
     """
 
     content: tuple[Mapping[str, Any], ...] = ()
-    structured: Mapping[str, Any] | None = None
+    structured: Any = None
     is_error: bool = False
     meta: Mapping[str, Any] | None = None
     more: Mapping[str, Any] = NOTHING

@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from mcp.shared.exceptions import MCPError
 from starlette.applications import Starlette
@@ -210,3 +211,26 @@ async def test_a_caller_that_can_be_asked_nothing_is_asked_nothing(tmp_path: Pat
             assert (told.is_error, told.structured_content["code"]) == (True, "answer_withheld"), name
             assert "asks" in told.structured_content["message"]
         assert {one.code for one in await records(house.broker)} == {"answer_withheld"}
+
+
+@pytest.mark.parametrize("mode", ERAS)
+async def test_structured_content_may_be_any_json_and_the_older_eras_read_it_as_text(mode: str, tmp_path: Path) -> None:
+    """Any value since 2026-07-28; an object, and a schema of one, before."""
+    given: dict[str, Any] = {"list": [1, "a"], "word": "x", "number": 0, "false": False}
+    server = Odd({name: {"content": [], "structuredContent": value} for name, value in given.items()})
+    server.results["bad"] = {"content": [TEXT], "structuredContent": ["a"]}
+    server.lists["tools"] = [tool(name, outputSchema={"enum": [value]}) for name, value in given.items()]
+    server.lists["tools"] += [tool("bad", outputSchema={"type": "array", "items": {"type": "integer"}})]
+    async with house_of(tmp_path, server) as house, client_of(house, mode=mode) as client:
+        tools = (await client.list_tools()).tools
+        assert [one.name for one in tools] == sorted([*given, "bad"])
+        assert {one.output_schema is None for one in tools} == {mode == "legacy"}
+        for name, value in given.items():
+            told = await client.call_tool(name, {})
+            if mode == "legacy":
+                assert told.structured_content is None
+                assert [orjson.loads(getattr(block, "text", "")) for block in told.content] == [value]
+            else:
+                assert (told.structured_content, told.content) == (value, [])
+        withheld = await client.call_tool("bad", {})
+        assert "must be an integer" in withheld.structured_content["message"]

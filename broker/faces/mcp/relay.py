@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import mcp_types
+import orjson
 from mcp.server.caching import CacheHint
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel.server import Server
@@ -179,9 +180,13 @@ def _page(
 
 
 def complete(context: Context, result: dict[str, Any]) -> dict[str, Any]:
-    """A result as the SDK takes it from a handler: of a dict, it asks the modern revision's `resultType`."""
+    """A result as the SDK takes it from a handler: of a dict, it asks the modern revision's `resultType`. In the eras
+    before, structured content is an object; what is none is told as text."""
     if context.protocol_version in MODERN:
         result.setdefault("resultType", "complete")
+    elif not isinstance(result.get("structuredContent", {}), Mapping):
+        told = orjson.dumps(result.pop("structuredContent")).decode()
+        result["content"] = result["content"] or [{"type": "text", "text": told}]
     return without_server(result)
 
 

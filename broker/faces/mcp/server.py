@@ -38,7 +38,7 @@ from broker.errors import (
     UnknownTool,
 )
 from broker.faces.mcp import stdio
-from broker.faces.mcp.agreement import INVALID_PARAMS
+from broker.faces.mcp.agreement import INVALID_PARAMS, MODERN
 from broker.faces.mcp.asking import back_of, session_of
 from broker.faces.mcp.calls import PROTOCOL_ERRORS, build_call, perform, protocol_error, unknown_tool
 from broker.faces.mcp.direct import Direct
@@ -179,7 +179,12 @@ class SdkServer:
         listing = self._house.pipeline.listing(principal)
         self._audience.was_shown(connection_of(context), principal, listing)
         self._house.on_listed(principal, len(listing))
-        return complete(context, {"tools": [dict(entry) for entry in listing]})
+        entries = [dict(entry) for entry in listing]
+        if context.protocol_version not in MODERN:  # an output schema is of an object there
+            for entry in entries:
+                if "outputSchema" in entry and entry["outputSchema"].get("type") != "object":
+                    del entry["outputSchema"]
+        return complete(context, {"tools": entries})
 
     async def _call_tool(self, context: Context, _params: mcp_types.CallToolRequestParams) -> dict[str, Any]:
         """The raw params, not the typed ones: nothing that a client sent is lost or changed on the way."""

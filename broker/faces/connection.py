@@ -123,15 +123,12 @@ class Connection(HttpToolsProtocol):
             self._disarm()
         line = self._line
         if line is None:
-            line = self._line = Line(
-                self._hangup, now=self.loop.time, done=self.tasks.discard, broke=self.broke, usual=self.as_usual
-            )
+            line = self._line = Line(self._hangup, self.loop, self._shortcut, broke=self.broke, usual=self.as_usual)
             line.answer = partial(self.answer, line)
-        else:
-            line.response_started = line.response_complete = False
+            self.tasks.add(line.task)  # which ends when the connection does, or what it is at then
+            line.task.add_done_callback(self.tasks.discard)
         self.cycle = line  # type: ignore[assignment]
-        line.task = task = self.loop.create_task(self._shortcut.answer(taken, line))
-        self.tasks.add(task)
+        line.take(taken)
 
     def broke(self, line: Line, fault: BaseException) -> None:
         """As uvicorn ends a request: a fault of ours is logged, and whoever has no answer yet is told 500."""

@@ -9,7 +9,7 @@ What must not live here: the connection itself, and what is in a request.
 
 from __future__ import annotations
 
-from asyncio import Event, Task
+from asyncio import AbstractEventLoop, Event, Future, Task
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,7 +38,7 @@ class Shortcut(Protocol):
         ...
 
     def answer(self, taken: Any, line: Line) -> Coroutine[Any, Any, None]:
-        """Answer what `__call__` has given; to be awaited at once, in a task of its own."""
+        """Answer what `__call__` has given; to be awaited at once, in the line's task."""
         ...
 
     def hold(self, size: int) -> bool:
@@ -80,47 +80,63 @@ UNASKED = _Unasked()
 
 class Line:
     """In the place of uvicorn's cycle for requests that took the shortcut: one for all of a connection, as there is one
-    at a time.
+    at a time, with one task that answers them all, because a new one for each costs a call a
+    twentieth.
 
-    task: whose work the request is. answer: while it can be answered so; `send` is the usual way, as in ASGI. now: the
-    loop's time. done: has to be called at the end, with the task.
+    answer: while it can be answered so; `send` is the usual way, as in ASGI. now: the loop's time.
     """
 
     __slots__ = (
-        "_broke", "_cycle", "_usual", "answer", "disconnected", "done", "hangup", "keep_alive", "now",
-        "response_complete", "response_started", "task",
+        "_broke", "_cycle", "_is_over", "_loop", "_taken", "_usual", "answer", "disconnected", "hangup", "keep_alive",
+        "now", "response_complete", "response_started", "task",
     )  # fmt: skip
 
     message_event = UNASKED
-    task: Task[None]
     answer: Answering
 
     def __init__(
         self,
         hangup: Hangup,
+        loop: AbstractEventLoop,
+        shortcut: Shortcut,
         *,
-        now: Callable[[], float],
-        done: Callable[[Task[None]], None],
         broke: Callable[[Line, BaseException], None],
         usual: Callable[[Line], RequestResponseCycle],
     ) -> None:
-        """usual: uvicorn's own cycle for its request."""
+        """broke: told of a fault of ours, which ends the line. usual: uvicorn's own cycle for its request."""
         self.hangup = hangup
-        self.now = now
-        self.done = done
+        self.now = loop.time
+        self._loop = loop
         self._broke = broke
         self._usual = usual
         self._cycle: RequestResponseCycle | None = None
-        self.disconnected = self.response_started = self.response_complete = False
+        self.disconnected = self.response_started = self.response_complete = self._is_over = False
         self.keep_alive = True
+        self._taken: Future[Any] = loop.create_future()
+        self.task: Task[None] = loop.create_task(self._work(shortcut))
 
-    def broke(self, fault: BaseException) -> None:
-        """A fault of ours ended the work on its request."""
-        self._broke(self, fault)
+    def take(self, taken: object) -> None:
+        """Begin with a request that the shortcut has taken; the one before is answered."""
+        self.response_started = self.response_complete = False
+        self._taken.set_result(taken)
+
+    async def _work(self, shortcut: Shortcut) -> None:
+        while (taken := await self._taken) is not None:
+            self._taken = self._loop.create_future()
+            try:
+                await shortcut.answer(taken, self)
+            except BaseException as fault:  # noqa: BLE001 – it is logged, and there is nobody else to tell
+                self._broke(self, fault)
+                return
+            if self._is_over:  # what was taken before is answered all the same, as it holds a part of the budget
+                return
 
     def end(self) -> None:
         """It is of no more use: the connection is gone, or the request goes the usual way."""
         self.answer = _refuse  # or it would wait for the collector, knowing itself
+        self._is_over = True
+        if not self._taken.done():
+            self._taken.set_result(None)
 
     async def send(self, message: Any) -> None:
         if self._cycle is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -384,6 +385,21 @@ async def test_a_client_that_leaves_a_known_call_has_it_cancelled() -> None:
         with anyio.fail_after(5):
             await house.tools.cancelled.wait()
             while house.agents.bytes_left != free:
+                await anyio.sleep(0.01)
+        assert house.keys.asked == 1
+
+
+async def test_clients_that_leave_at_once_leave_nothing_behind() -> None:
+    async with served() as house:
+        async with socket_to(house) as stream:
+            await stream.send(request(house, body(3)))
+            await answered(stream)
+        free, tasks = house.agents.bytes_left, len(asyncio.all_tasks())
+        for number in range(20):
+            async with socket_to(house) as stream:
+                await stream.send(request(house, body(number)))
+        with anyio.fail_after(5):
+            while house.agents.bytes_left != free or len(asyncio.all_tasks()) > tasks:
                 await anyio.sleep(0.01)
         assert house.keys.asked == 1
 

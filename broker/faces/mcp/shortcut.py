@@ -168,17 +168,14 @@ class Shortcut:
     async def answer(self, taken: Taken, line: Line) -> None:
         """See faces.line.Shortcut."""
         call, request_id, head, size = taken
-        line.hangup.task = task = line.task
+        line.hangup.task = line.task
         exchange = Exchange(line.send, line.answer, line.now())
         try:
             await self._direct.run(exchange, call, request_id, line.hangup, stream=head.accepts[1])
         except (InsufficientScope, Unauthenticated) as refusal:
             await self._challenge(head.headers, line.send, request_id, refusal)
-        except BaseException as fault:  # noqa: BLE001 – the line logs it, and there is nobody else to tell
-            line.broke(fault)
         finally:
             self._budget.left += size
-            line.done(task)
 
 
 def _told_from_others(data: bytes, end: int, traced: bool) -> tuple[bytes, int, str] | None:

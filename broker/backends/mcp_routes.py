@@ -25,7 +25,7 @@ from broker.backends.mcp_own import Own
 from broker.backends.mcp_park import Lot
 from broker.data import dataclass
 from broker.errors import Unavailable
-from broker.model.back import AgentSession, Back, relayed
+from broker.model.back import AgentSession, Ask, Back, relayed
 from broker.model.call import Call
 from broker.model.canonical import canonical
 
@@ -77,10 +77,25 @@ class Routes:
         declared, back = relayed(call.capabilities) if call.capabilities else {}, call.back
         asks_nothing = not declared and call.round is None and (back is None or not back.log_level)
         if asks_nothing and not errand.further:
-            return errand.over(self._shared)
+            return errand.over(self._shared) if call.comes_back else self._alone(errand)
         if back is None or back.session is None:
             return self._of_modern(call, errand, declared, asks_nothing=asks_nothing)
         return self._of_session(errand, declared, back, back.session)
+
+    async def _alone(self, errand: Errand) -> dict[str, Any]:
+        """For a caller of no era: of REST or the command line, or one that has gone while its call was held."""
+        return await self._in_rounds(errand, lambda: errand.over(self._shared), _nobody, {})
+
+    async def _in_rounds(
+        self, errand: Errand, send: Callable[[], Awaitable[dict[str, Any]]], ask: Ask, declared: dict[str, Any]
+    ) -> dict[str, Any]:
+        params = errand.params
+
+        async def again(further: Mapping[str, Any]) -> dict[str, Any]:
+            errand.params = {**params, **further}
+            return await send()
+
+        return await answered(self._backend, await send(), ask, again, declared)
 
     async def _of_modern(
         self, call: Call, errand: Errand, declared: dict[str, Any], *, asks_nothing: bool
@@ -119,10 +134,7 @@ class Routes:
                 self._own.drop(session)
         if not await self._shared.is_modern(deadline=errand.deadline, timeout_s=errand.timeout_s):
             return await errand.over(self._shared, back)
-        first = await errand.over(self._shared, back, _told(errand, declared, back))
-        if back.ask is None:
-            return first
-        ask, params = back.ask, errand.params
+        told, ask = _told(errand, declared, back), back.ask or _nobody
 
         async def patiently(method: str, asked: Mapping[str, Any]) -> dict[str, Any]:
             left_s = errand.deadline - anyio.current_time()
@@ -131,14 +143,15 @@ class Routes:
             finally:
                 errand.deadline = anyio.current_time() + left_s
 
-        async def again(further: Mapping[str, Any]) -> dict[str, Any]:
-            errand.params = {**params, **further}
-            return await errand.over(self._shared, back, _told(errand, declared, back))
-
-        return await answered(self._backend, first, patiently, again, declared)
+        return await self._in_rounds(errand, lambda: errand.over(self._shared, back, told), patiently, declared)
 
     async def aclose(self) -> None:
         await self._own.aclose()
+
+
+async def _nobody(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Stands for who can be asked nothing: `answered` refuses to ask what was not declared."""
+    raise NotImplementedError(method, params)
 
 
 def _told(errand: Errand, declared: dict[str, Any], back: Back | None) -> dict[str, Any]:

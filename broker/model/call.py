@@ -39,6 +39,7 @@ class Call:
     capabilities: Mapping[str, Any] = NOTHING  # what the client declared
     progress: Progress | None = None
     back: Back | None = None  # None: nobody who could be told or asked while it runs
+    comes_back: bool = False  # its caller can be told that its server asks for another round, and makes it
     round: Round | None = None  # what the caller sent along with a call that its server has asked it about
     confirming: Confirming | None = None  # it is held already, and its user has been shown where to confirm it
     asked: Literal["tool", "resource", "prompt"] = "tool"  # what `name` names; other than a tool: see model.part

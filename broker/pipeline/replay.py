@@ -35,10 +35,7 @@ def key_of(call: Call) -> str:
             f"Refused: `_meta` key {IDEMPOTENCY_META} is not a text of 1 to {MOST_CHARACTERS} characters.",
             next_step="Correct it and call again; nothing was done.",
         )
-    if call.round is not None:  # each round of a call is a request of its own: only its repetition is the same one
-        said = [call.round.responses, call.round.state]
-        return f"{key} {digest_of(canonical(said))}"
-    return key
+    return _in_round(key, call)
 
 
 def derived_of(call: Call, entry: Entry) -> tuple[str, int]:
@@ -46,7 +43,14 @@ def derived_of(call: Call, entry: Entry) -> tuple[str, int]:
     derivation = entry.derivation
     if derivation is None or call.aside or call.face == PREVIEW_FACE:
         return "", 0
-    return derivation.key(entry.tool.name, call.arguments), derivation.within_ms
+    return _in_round(derivation.key(entry.tool.name, call.arguments), call), derivation.within_ms
+
+
+def _in_round(key: str, call: Call) -> str:
+    """Each round of a call is a request of its own: only its repetition is the same one."""
+    if call.round is None:
+        return key
+    return f"{key} {digest_of(canonical([call.round.responses, call.round.state]))}"
 
 
 async def replay(known: Invocation, store: Store, *, wait_s: float) -> Answer:

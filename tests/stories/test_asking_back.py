@@ -70,10 +70,10 @@ class Rounds:
     def __init__(self, house: Reading, token: str = CALLER) -> None:
         self._house, self._token, self._id = house, token, 0
 
-    async def call(self, tool: str, arguments: Any = None, **more: Any) -> tuple[int, dict[str, Any]]:
+    async def call(self, tool: str, arguments: Any = None, meta: Any = None, **more: Any) -> tuple[int, dict[str, Any]]:
         self._id += 1
         params: dict[str, Any] = {"name": tool, "arguments": arguments or {}, **more}
-        body = modern("tools/call", params, request_id=self._id)
+        body = modern("tools/call", params, request_id=self._id, **(meta or {}))
         body["params"]["_meta"][DECLARED] = {"elicitation": {}, "sampling": {}}
         headers = modern_headers("tools/call", tool, token=self._token)
         async with httpx2.AsyncClient(timeout=20) as http:
@@ -120,6 +120,36 @@ async def test_a_state_is_for_one_caller_one_call_and_one_time(speaks: Speaks, t
         assert len(server.seen) == 1
         spent = (await records(house.broker))[0]
         assert (spent.state, spent.effect, spent.code) == ("failed", "none", "state_spent")
+
+
+class Orders(Asking):
+    """Its one tool takes an order."""
+
+    async def listed(self, ctx: Any, _params: Any) -> types.ListToolsResult:
+        self.sessions.append(ctx.session)
+        schema: dict[str, Any] = {"type": "object", "properties": {"order": {"type": "string"}}, "required": ["order"]}
+        return types.ListToolsResult(tools=[types.Tool(name="name", input_schema=schema)])
+
+
+@pytest.mark.parametrize("derived", [False, True])
+async def test_a_call_with_a_key_goes_through_its_rounds_once(derived: bool, tmp_path: Path) -> None:
+    """Whether the client names the call or the tool does: each round is a request of its own, its repetition is not."""
+    server, more = Orders("modern"), {"order": "7"}
+    manifest = MANIFEST + ("tools: {name: {idempotency: {from: [order]}}}\n" if derived else "")
+    key = {} if derived else {"dev.broker/idempotencyKey": "k"}
+    async with house_of(tmp_path, server, manifests=manifest) as house:
+        ann = Rounds(house)
+        _, asked = await ann.call("name", more, meta=key)
+        state = asked["result"]["requestState"]
+        given = {"inputResponses": {"name": {"action": "accept", "content": {"name": "Ann"}}}, "requestState": state}
+        _, done = await ann.call("name", more, meta=key, **given)
+        assert "Ann" in str(done["result"]["content"])
+        _, again = await ann.call("name", more, meta=key, **given)
+        assert again["result"]["content"] == done["result"]["content"]
+        assert "dev.broker/replayed" in again["result"]["_meta"]
+        _, begun = await ann.call("name", more, meta=key)
+        assert begun["result"]["resultType"] == "input_required"
+        assert (len(server.asked), len(server.seen)) == (2, 1)
 
 
 async def test_every_round_is_authorised_anew(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tests.library import client_of, reading
-from tests.world import records
+from tests.world import agent, perform, records
 
 pytestmark = pytest.mark.anyio
 
@@ -46,10 +46,11 @@ def tool(name: str, **more: Any) -> dict[str, Any]:
 
 class Odd:
     """A server of the 2026-07-28 revision that says what it is told to say. lists: by method. results: of tools/call,
-    by the tool's name."""
+    by the tool's name. rounds: what these say first."""
 
     def __init__(self, results: Any = None, **lists: list[Any]) -> None:
         self.results: dict[str, Any] = results or {}
+        self.rounds: dict[str, Any] = {}
         self.lists = {"tools": [tool(name) for name in self.results], **lists}
 
     def app(self) -> Any:
@@ -70,7 +71,10 @@ class Odd:
             return {"supportedVersions": ["2026-07-28"], "capabilities": capabilities, "serverInfo": info, **cached}
         if field := FIELDS.get(method):
             return {field: self.lists.get(field, []), **cached}
-        return self.results[params.get("name") or params["uri"]]
+        name = params.get("name") or params["uri"]
+        if name in self.rounds and params.get("requestState") is None:
+            return self.rounds[name]
+        return self.results[name]
 
 
 def house_of(folder: Path, server: Odd) -> Any:
@@ -234,3 +238,20 @@ async def test_structured_content_may_be_any_json_and_the_older_eras_read_it_as_
                 assert (told.structured_content, told.content) == (value, [])
         withheld = await client.call_tool("bad", {})
         assert "must be an integer" in withheld.structured_content["message"]
+
+
+@pytest.mark.parametrize("who", ["auto", "legacy", "nobody"])
+async def test_a_server_that_wants_another_round_gets_it_of_whoever_calls(who: str, tmp_path: Path) -> None:
+    """It asks nothing of the caller. One that has no rounds – over REST, at the command line, of a call that was held –
+    is not told that something half done is the result."""
+    server = Odd({"slow": {"content": [TEXT]}})
+    server.rounds["slow"] = {"resultType": "input_required", "requestState": "later"}
+    async with house_of(tmp_path, server) as house:
+        if who == "nobody":
+            done = await perform(house.broker, "slow", caller=agent(scopes=["library.read"]))
+            assert (list(done.content), done.is_final) == ([TEXT], True)
+        else:
+            async with client_of(house, mode=who) as client:
+                assert (await client.call_tool("slow", {})).content[0].type == "text"
+        rounds = 2 if who == "auto" else 1
+        assert [one.state for one in await records(house.broker)] == ["succeeded"] * rounds

@@ -140,6 +140,7 @@ def made(
         trace_parent=trace_parent if said.trace_parent is None else said.trace_parent,
         meta=said.meta,
         capabilities=said.capabilities,
+        comes_back=True,
         takes_task=said.takes_tasks and name != held_call.NAME,
     )
 

@@ -123,12 +123,14 @@ class Connection(HttpToolsProtocol):
             self._disarm()
         line = self._line
         if line is None:
-            line = self._line = Line(self._hangup, self.loop, self._shortcut, broke=self.broke, usual=self.as_usual)
+            line = self._line = Line(self._hangup, self.loop, broke=self.broke, usual=self.as_usual)
             line.answer = partial(self.answer, line)
-            self.tasks.add(line.task)  # which ends when the connection does, or what it is at then
+            line.task = self.loop.create_task(self._shortcut.work(line, taken))
+            self.tasks.add(line.task)  # which ends when the connection does, and what it is at then
             line.task.add_done_callback(self.tasks.discard)
+        else:
+            line.take(taken)
         self.cycle = line  # type: ignore[assignment]
-        line.take(taken)
 
     def broke(self, line: Line, fault: BaseException) -> None:
         """As uvicorn ends a request: a fault of ours is logged, and whoever has no answer yet is told 500."""

@@ -37,8 +37,8 @@ class Shortcut(Protocol):
         usual way."""
         ...
 
-    def answer(self, taken: Any, line: Line) -> Coroutine[Any, Any, None]:
-        """Answer what `__call__` has given; to be awaited at once, in the line's task."""
+    def work(self, line: Line, taken: Any) -> Coroutine[Any, Any, None]:
+        """Answer what `__call__` has given, and then each `next` of the line, until there is none."""
         ...
 
     def hold(self, size: int) -> bool:
@@ -80,30 +80,29 @@ UNASKED = _Unasked()
 
 class Line:
     """In the place of uvicorn's cycle for requests that took the shortcut: one for all of a connection, as there is one
-    at a time, with one task that answers them all, because a new one for each costs a call a
-    twentieth.
+    at a time, with one task that answers them all, because a new one for each costs a call a twentieth.
 
     answer: while it can be answered so; `send` is the usual way, as in ASGI. now: the loop's time.
     """
 
     __slots__ = (
-        "_broke", "_cycle", "_is_over", "_loop", "_taken", "_usual", "answer", "disconnected", "hangup", "keep_alive",
+        "_broke", "_cycle", "_is_over", "_loop", "_next", "_usual", "answer", "disconnected", "hangup", "keep_alive",
         "now", "response_complete", "response_started", "task",
     )  # fmt: skip
 
     message_event = UNASKED
+    task: Task[None]
     answer: Answering
 
     def __init__(
         self,
         hangup: Hangup,
         loop: AbstractEventLoop,
-        shortcut: Shortcut,
         *,
         broke: Callable[[Line, BaseException], None],
         usual: Callable[[Line], RequestResponseCycle],
     ) -> None:
-        """broke: told of a fault of ours, which ends the line. usual: uvicorn's own cycle for its request."""
+        """usual: uvicorn's own cycle for its request."""
         self.hangup = hangup
         self.now = loop.time
         self._loop = loop
@@ -112,31 +111,32 @@ class Line:
         self._cycle: RequestResponseCycle | None = None
         self.disconnected = self.response_started = self.response_complete = self._is_over = False
         self.keep_alive = True
-        self._taken: Future[Any] = loop.create_future()
-        self.task: Task[None] = loop.create_task(self._work(shortcut))
+        self._next: Future[Any] | None = None
+
+    @property
+    def next(self) -> Future[Any]:
+        """What the shortcut takes next, None at the end. For the task, when it has answered the request before."""
+        self._next = coming = self._loop.create_future()
+        if self._is_over:
+            coming.set_result(None)
+        return coming
 
     def take(self, taken: object) -> None:
-        """Begin with a request that the shortcut has taken; the one before is answered."""
+        """Begin with a further request: the one before is answered."""
+        assert self._next is not None, "an answer is the last that is done for a request"  # noqa: S101
         self.response_started = self.response_complete = False
-        self._taken.set_result(taken)
+        self._next.set_result(taken)
 
-    async def _work(self, shortcut: Shortcut) -> None:
-        while (taken := await self._taken) is not None:
-            self._taken = self._loop.create_future()
-            try:
-                await shortcut.answer(taken, self)
-            except BaseException as fault:  # noqa: BLE001 – it is logged, and there is nobody else to tell
-                self._broke(self, fault)
-                return
-            if self._is_over:  # what was taken before is answered all the same, as it holds a part of the budget
-                return
+    def broke(self, fault: BaseException) -> None:
+        """A fault of ours ended the work on its request, and the line."""
+        self._broke(self, fault)
 
     def end(self) -> None:
         """It is of no more use: the connection is gone, or the request goes the usual way."""
         self.answer = _refuse  # or it would wait for the collector, knowing itself
         self._is_over = True
-        if not self._taken.done():
-            self._taken.set_result(None)
+        if self._next is not None and not self._next.done():
+            self._next.set_result(None)
 
     async def send(self, message: Any) -> None:
         if self._cycle is None:

@@ -354,37 +354,50 @@ class Pipeline:
             raise await self._refuse(call, entry, refusal, rule=verdict.rule) from None
 
     async def _run(self, entry: Entry, call: Call, *, keep_result: bool) -> Answer:
-        """Dispatch an admitted call and record how it ended, whatever happens."""
+        """Dispatch an admitted call and record how it ended, whatever happens.
+
+        When that cannot be recorded after the effect, the caller is told the effect, the intent stays, and no further
+        call is admitted until the outcome is written (`settle_late` keeps trying).
+        """
         began = perf_counter_ns()
-        begun = False
+        begun, left = False, None
         try:
             if call.in_scope:
                 await anyio.lowlevel.checkpoint_if_cancelled()
             if call.round is not None:
                 await self._spend(call.round, call)
             begun = True
-            answer = await dispatch(entry, call, self._backends, self._patience)
-        except anyio.get_cancelled_exc_class():
-            _dispatched(call, began)
-            lost = recorder.failed(
-                call.id, cancelled(call, begun=begun), at_ms=self._now(), laps_us=call.laps_us, is_plain=call.is_plain
-            )
-            await self._end(call, entry, lost)
-            raise
+            end: Answer | BrokerError = await dispatch(entry, call, self._backends, self._patience)
+        except anyio.get_cancelled_exc_class() as gone:
+            left, end = gone, cancelled(call, begun=begun)
         except Exception as cause:  # the one place where a call's failure, ours or a backend's, becomes its outcome
-            _dispatched(call, began)
-            error = as_broker_error(cause)
-            if error is not cause:
+            end = as_broker_error(cause)
+            if end is not cause:
+                end.__cause__ = cause
                 log.exception("a call failed inside the broker", call_id=call.id, tool=call.name)
-            failed = recorder.failed(call.id, error, at_ms=self._now(), laps_us=call.laps_us, is_plain=call.is_plain)
-            await self._end(call, entry, failed)
-            raise error from cause
-        _dispatched(call, began)
-        ended = recorder.succeeded(
-            call.id, answer, at_ms=self._now(), laps_us=call.laps_us, keep_result=keep_result, is_plain=call.is_plain
-        )
-        await self._end(call, entry, ended)
-        return answer
+        ended, laps = perf_counter_ns(), call.laps_us
+        laps["dispatch"] = laps.get("dispatch", 0) + (ended - began) // 1000
+        outcome = recorder.outcome(call, end, at_ms=self._clock.now_ms(), keep_result=keep_result)
+        try:
+            await self._store.finish(outcome)
+        except Conflict:
+            # Settled by a sweep that took this process for dead: the record already says what is known.
+            log.warning("a call was settled by somebody else", call_id=call.id)
+        except RecordUnavailable as fault:
+            self._unrecorded.append(outcome)
+            log.error("an outcome waits to be recorded", call_id=call.id, reason=fault.message)
+            raise _not_recorded(outcome) from fault
+        finally:  # it ended so, whether that could be written or not
+            recorded_us = (perf_counter_ns() - ended) // 1000
+            self.tally.ended(call, entry, outcome, recorded_us)
+            if self.watch is not None:
+                self.watch.ended(call, entry.tool, outcome, recorded_us)
+        if isinstance(end, Answer):
+            return end
+        try:
+            raise left or end
+        finally:
+            del left, end  # or they would wait for the collector, knowing this frame
 
     async def _spend(self, round_: Round, call: Call) -> None:
         """The state that a caller sends along may be used once: what it stands for would be done again."""
@@ -416,25 +429,6 @@ class Pipeline:
         self.tally.decided(call, entry, intent, state)
         if self.watch is not None:
             self.watch.decided(call, None if entry is None else entry.tool, intent, state)
-
-    async def _end(self, call: Call, entry: Entry, outcome: Outcome) -> None:
-        """Record an outcome. When that fails after the effect, the caller is told the effect, the intent stays, and no
-        further call is admitted until the outcome is written (`settle_late` keeps trying)."""
-        began = perf_counter_ns()
-        try:
-            await self._store.finish(outcome)
-        except Conflict:
-            # Settled by a sweep that took this process for dead: the record already says what is known.
-            log.warning("a call was settled by somebody else", call_id=outcome.call_id)
-        except RecordUnavailable as fault:
-            self._unrecorded.append(outcome)
-            log.error("an outcome waits to be recorded", call_id=outcome.call_id, reason=fault.message)
-            raise _not_recorded(outcome) from fault
-        finally:  # it ended so, whether that could be written or not
-            recorded_us = (perf_counter_ns() - began) // 1000
-            self.tally.ended(call, entry, outcome, recorded_us)
-            if self.watch is not None:
-                self.watch.ended(call, entry.tool, outcome, recorded_us)
 
     async def settle_late(self) -> None:
         """Write outcomes that could not be written when their calls ended, for ever. One per pipeline."""
@@ -536,12 +530,6 @@ def _check_task(call: Call) -> None:
             f"Refused: `_meta` key {TASK_META} is not a text of 1 to {MOST_TASK_CHARACTERS} characters.",
             next_step="Correct it and call again; nothing was done.",
         )
-
-
-def _dispatched(call: Call, began_ns: int) -> None:
-    """Note how long it took."""
-    laps = call.laps_us
-    laps["dispatch"] = laps.get("dispatch", 0) + (perf_counter_ns() - began_ns) // 1000
 
 
 def _lacking(call: Call, missing: Sequence[str], rule: str = "default") -> InsufficientScope:

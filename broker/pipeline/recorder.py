@@ -7,7 +7,7 @@ value reaches a record in no other way, and never a log.
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
@@ -90,32 +90,27 @@ def intent(
     return intent
 
 
-def succeeded(
-    call_id: str, answer: Answer, *, at_ms: int, laps_us: dict[str, int], keep_result: bool, is_plain: bool = False
-) -> Outcome:
-    """The outcome of a call whose backend answered; an answer that is itself an error (`isError`) counts as failed."""
-    result = answer.encoded()
-    state, code = ("failed", "tool_error") if answer.is_error else ("succeeded", "")
-    kept = result if keep_result else b""
-    return Outcome(  # positional, in the order of its fields: this runs for every call
-        call_id, at_ms, state, "done", code, "", answer.status, digest_of(result), len(result), kept, answer.spent,
-        laps_us, is_plain,
-    )  # fmt: skip
-
-
-def failed(call_id: str, error: BrokerError, *, at_ms: int, laps_us: dict[str, int], is_plain: bool = False) -> Outcome:
-    """The outcome of a call that ended in an error. Nobody can say how it ended: outcome_unknown, not failed."""
-    state: Literal["failed", "outcome_unknown"] = "outcome_unknown" if error.effect == "unknown" else "failed"
+def outcome(call: Call, end: Answer | BrokerError, *, at_ms: int, keep_result: bool = False) -> Outcome:
+    """How a dispatched call ended. An answer that is itself an error (`isError`) counts as failed; what nobody can say
+    the end of is outcome_unknown. keep_result: for whoever asks later."""
+    if isinstance(end, Answer):
+        result = end.encoded()
+        state, code = ("failed", "tool_error") if end.is_error else ("succeeded", "")
+        kept = result if keep_result else b""
+        return Outcome(  # positional, in the order of its fields: this runs for every call
+            call.id, at_ms, state, "done", code, "", end.status, digest_of(result), len(result), kept, end.spent,
+            call.laps_us, call.is_plain,
+        )  # fmt: skip
     return Outcome(
-        call_id=call_id,
+        call_id=call.id,
         at_ms=at_ms,
-        state=state,
-        effect=error.effect,
-        code=error.code,
-        message=error.recorded,
-        backend_status=str(error.facts.get("http_status", "")) if isinstance(error, BackendError) else "",
-        laps_us=laps_us,
-        is_plain=is_plain,
+        state="outcome_unknown" if end.effect == "unknown" else "failed",
+        effect=end.effect,
+        code=end.code,
+        message=end.recorded,
+        backend_status=str(end.facts.get("http_status", "")) if isinstance(end, BackendError) else "",
+        laps_us=call.laps_us,
+        is_plain=call.is_plain,
     )
 
 

@@ -175,7 +175,7 @@ class Runner:
     async def _record_refused(self, call: Call, error: BrokerError) -> None:
         error.effect = "none"
         try:
-            await self._store.finish(recorder.failed(call.id, error, at_ms=self._clock.now_ms(), laps_us=call.laps_us))
+            await self._store.finish(recorder.outcome(call, error, at_ms=self._clock.now_ms()))
         except (RecordUnavailable, Conflict) as fault:
             log.error("the refusal of an approved call is not recorded yet", call_id=call.id, reason=fault.message)
 

@@ -127,7 +127,7 @@ class Shortcut:
         """The call in these bytes; how many bytes of it are missing; None when it goes the usual way.
 
         data: what came on a connection with nothing under way. server: the connection's own address. What is given has
-        taken its bytes from the budget; `answer` gives them back.
+        taken its bytes from the budget; `work` gives them back.
         """
         end = data.rfind(b"\r\n\r\n", 0, HEAD_BYTES) + 4  # from behind: a body seldom has an empty line, and is shorter
         if end < 4 or not data.startswith(_LINE):
@@ -165,17 +165,23 @@ class Shortcut:
         call.in_scope = False  # its task is the connection's to cancel
         return call, request_id, head, size
 
-    async def answer(self, taken: Taken, line: Line) -> None:
+    async def work(self, line: Line, taken: Taken | None) -> None:
         """See faces.line.Shortcut."""
-        call, request_id, head, size = taken
-        line.hangup.task = line.task
-        exchange = Exchange(line.send, line.answer, line.now())
-        try:
-            await self._direct.run(exchange, call, request_id, line.hangup, stream=head.accepts[1])
-        except (InsufficientScope, Unauthenticated) as refusal:
-            await self._challenge(head.headers, line.send, request_id, refusal)
-        finally:
-            self._budget.left += size
+        while taken is not None:
+            call, request_id, head, size = taken
+            line.hangup.task = line.task
+            exchange = Exchange(line.send, line.answer, line.now())
+            try:
+                await self._direct.run(exchange, call, request_id, line.hangup, stream=head.accepts[1])
+            except (InsufficientScope, Unauthenticated) as refusal:
+                await self._challenge(head.headers, line.send, request_id, refusal)
+            except BaseException as fault:  # noqa: BLE001 – the line logs it, and there is nobody else to tell
+                line.broke(fault)
+                return
+            finally:
+                self._budget.left += size
+            del taken, call, exchange  # a connection at rest holds nothing of what was asked
+            taken = await line.next
 
 
 def _told_from_others(data: bytes, end: int, traced: bool) -> tuple[bytes, int, str] | None:

@@ -33,6 +33,9 @@ _TOLD: Mapping[str, tuple[bytes, bytes]] = {
     "header_bytes": (b"431 Request Header Fields Too Large", b"the headers are too long"),
 }
 
+_BODIED = (b"content-length", b"transfer-encoding")
+_UPGRADE = "Refused: a body cannot follow an upgrade to another protocol. Send it without the Upgrade header."
+
 
 def protocol_class(limits: Limits, shortcut: Shortcut) -> type[HttpToolsProtocol]:
     """The protocol for one server: its connections share one queue of those that nothing is being done for."""
@@ -64,6 +67,7 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0  # read while the head was not whole
         self._line_bytes = 0  # of the header lines themselves
         self._in_head = True
+        self._upgrades = False  # asks for another protocol, which nobody speaks here
 
     # ------------------------------------------------------------------------------------------- asyncio.Protocol
 
@@ -208,6 +212,8 @@ class Connection(HttpToolsProtocol):
         self._line_bytes += len(name) + len(value)
         if self._line_bytes > self._limits.header_bytes:
             raise ValueError("too many header bytes")  # httptools turns it into a parser error
+        if not self._in_head:
+            return  # a trailer: nobody in front has seen it, and it comes before or after the request is looked at
         # White space around a value is no part of it (RFC 9110 section 5.5); httptools leaves what comes after it.
         name, value = name.lower(), value.rstrip(b" \t")
         if name == b"expect" and value.lower() == b"100-continue":
@@ -221,8 +227,23 @@ class Connection(HttpToolsProtocol):
         extensions: dict[Any, Any] = {HANGUP: self._hangup, PIECE: self._piece}
         self._piece = b""  # a second request in it is none that came at rest
         self.scope["extensions"] = extensions  # type: ignore[typeddict-item]
+        if not self.url.startswith(b"/"):
+            self._be_called()
+        parser: Any = self.parser
+        self._upgrades = parser.should_upgrade()
+        if self._upgrades and any(name in _BODIED and value != b"0" for name, value in self.headers):
+            raise ValueError(_UPGRADE)  # its body would be taken for the beginning of the other protocol
         super().on_headers_complete()
+        if self._upgrades:
+            self.cycle.keep_alive = False
         extensions[ANSWER] = partial(self.answer, self.cycle)
+
+    def _be_called(self) -> None:
+        """By what a target in absolute form names, whatever the Host header says (RFC 9112 section 3.2.2)."""
+        _, absolute, rest = self.url.partition(b"://")
+        if absolute:
+            self.headers[:] = [line for line in self.headers if line[0] != b"host"]
+            self.headers.append((b"host", rest.split(b"/")[0].split(b"?")[0]))
 
     def on_message_complete(self) -> None:
         self._is_due("")
@@ -290,7 +311,7 @@ class Connection(HttpToolsProtocol):
         if self._line_bytes > self._limits.header_bytes:
             self._close("header_bytes")
         else:
-            super().send_400_response(msg)
+            super().send_400_response(_UPGRADE if self._upgrades else msg)
 
     # ------------------------------------------------------------------------------------------------- deadlines
 

@@ -98,6 +98,52 @@ async def test_what_two_readers_of_http_could_read_differently_is_400_and_closed
         assert house.tools.calls == []
 
 
+def chunked(house: Served, *lines: str, trailer: bytes = b"") -> bytes:
+    return head(house, "Transfer-Encoding: chunked", *lines) + b"%x\r\n%s\r\n0\r\n%s\r\n" % (len(BODY), BODY, trailer)
+
+
+async def test_what_comes_after_a_body_is_no_header() -> None:
+    """Nobody in front of the broker sees a trailer: who calls and what is called stands in the head (RFC 9110 section
+    6.5.1), however the bytes come in."""
+    trailer = b"Authorization: Bearer eve\r\nMcp-Name: locked\r\n"
+    async with served() as house:
+        whole = chunked(house, "Connection: close", trailer=trailer)
+        nobody = whole.replace(b"Authorization: Bearer ann\r\n", b"")
+        for request, expected in ((whole, 200), (nobody, 401)):
+            last = request.index(b"\r\n0\r\n") + 2
+            assert status(await talk(house, request)) == expected
+            assert status(await talk(house, request[:last], request[last:])) == expected
+        assert {one.principal.agent for one in house.tools.calls} == {"ann"}
+
+
+async def test_a_coding_that_is_not_read_is_refused() -> None:
+    async with served() as house:
+        for coding in ("gzip, chunked", "chunked, chunked"):
+            request = chunked(house, "Connection: close").replace(b"Encoding: chunked", b"Encoding: " + coding.encode())
+            assert status(await talk(house, request)) in (400, 415), coding
+        assert house.tools.calls == []
+
+
+async def test_a_target_with_a_host_of_its_own_means_that_one() -> None:
+    """RFC 9112 section 3.2.2: the Host header does not count then."""
+    async with served() as house:
+        for host, expected in ((house.url[7:], 200), ("evil.example", 421), ("eve@" + house.url[7:], 400)):
+            request = head(house, f"Content-Length: {len(BODY)}", "Connection: close", target=f"http://{host}/mcp")
+            assert status(await talk(house, request + BODY)) == expected
+
+
+async def test_an_upgrade_that_nobody_serves_is_no_reason_to_lose_a_body() -> None:
+    """Java's client asks for HTTP/2 with its first request; its body must not be taken for an empty one."""
+    upgrade = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__")
+    async with served() as house:
+        asked = await talk(house, head(house, f"Content-Length: {len(BODY)}", *upgrade) + BODY)
+        assert status(asked) == 400
+        assert b"without the Upgrade header" in asked
+        probe = "\r\n".join(["GET /healthz HTTP/1.1", f"Host: {house.url[7:]}", *upgrade, "", ""]).encode()
+        answered = await talk(house, probe + probe)  # nothing after it can be read, so the connection ends
+        assert (status(answered), answered.count(b"HTTP/1.1 200")) == (200, 1)
+
+
 async def test_a_head_that_never_ends_is_ended() -> None:
     async with served(limits={"header_s": 0.2}) as house:
         late = await talk(house, b"POST /mcp HTTP/1.1\r\nHost: x\r\n")

@@ -63,7 +63,8 @@ def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes]
 
 def json_content(headers: Mapping[bytes, bytes]) -> tuple[int, str]:
     """(0, "") when the body is declared as JSON in UTF-8, otherwise the HTTP status and why not."""
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+    coded = headers.get(b"content-encoding", b"identity").lower() != b"identity"
+    if coded or headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
         return 415, "the body must not be compressed"
     raw = headers.get(b"content-type")
     if raw == b"application/json":

@@ -37,7 +37,6 @@ from broker.backends.placement import (
 from broker.backends.rejection import rejected
 from broker.backends.spec import Bytes, Seconds, Section, Tls
 from broker.backends.upstream import USER_AGENT, Response, Upstream
-from broker.data import dataclass
 from broker.document import section
 from broker.errors import AnswerWithheld, BackendError, Broken, BrokerError, TimedOut, Unavailable
 from broker.model.answer import Answer
@@ -107,20 +106,6 @@ class Action(Section):
     body: Any = Field(default=None, description="JSON body: nested mappings of placements, or {arg: name}.")
 
 
-@dataclass(slots=True)
-class _Attempts:
-    """What the attempts of one call share. repeatable: doing it twice does no harm. left: a byte of one was sent."""
-
-    repeatable: bool
-    left: bool = False
-
-    def honest(self, error: BrokerError) -> BrokerError:
-        """`effect: none` is said only when nothing of any attempt left."""
-        if self.left and error.effect == "none":
-            error.effect = "unknown"
-        return error
-
-
 class HttpBackend:
     kind = "http"
 
@@ -188,29 +173,36 @@ class HttpBackend:
         upstream = self._upstream
         if upstream is None or self._closed:
             raise Unavailable(f"Backend {self.name!r} is closed or cannot be used ({self._detail}). Nothing was sent.")
-        placed = cast("Placements", tool.action).place(arguments)
+        placements: Any = tool.action
+        placed = placements.place(arguments)
         timeout_s = min(tool.timeout_s, self._timeout_s)
         deadline = upstream.now() + timeout_s
-        attempts = _Attempts(tool.idempotent or tool.effect == "read")
-        most, pause_s = (self._spec.retry.attempts if attempts.repeatable else 1), PAUSE_S
+        repeatable, left = tool.idempotent or tool.effect == "read", False  # left: a byte of an earlier attempt
+        most, pause_s = (self._spec.retry.attempts if repeatable else 1), PAUSE_S
+        exchange = Exchange(deadline, repeatable=repeatable, is_exact=True)
         if not self._places.take():
             await self._places.wait(deadline)
         try:
             while True:
                 most -= 1
                 try:
-                    return await self._once(upstream, placed, call, deadline, attempts)
+                    return await self._once(upstream, placed, call, exchange)
                 except TimedOut:
                     raise TimeoutError from None
                 except BackendError as error:
                     wait_s = error.facts.get("retry_after_ms", 0) / 1000 or pause_s * random.uniform(0.5, 1.5)  # noqa: S311 – jitter
                     late = anyio.current_time() + wait_s >= deadline
                     if most <= 0 or late or not self._worth_again(error):
-                        raise attempts.honest(error) from None
+                        if left and error.effect == "none":
+                            error.effect = "unknown"
+                        raise error from None
+                left = left or exchange.left
+                exchange = Exchange(deadline, repeatable=True, is_exact=True)
                 await anyio.sleep(wait_s)
                 pause_s *= 2
         except TimeoutError:
-            raise attempts.honest(Exchange(deadline, left=attempts.left).overdue(self.name, timeout_s)) from None
+            exchange.left = exchange.left or left
+            raise exchange.overdue(self.name, timeout_s) from None
         finally:
             self._places.give_back()
 
@@ -219,14 +211,11 @@ class HttpBackend:
             return not self._breaker.reason
         return error.facts.get("http_status") in self._spec.retry.statuses
 
-    async def _once(
-        self, upstream: Upstream, placed: Placed, call: Call, deadline: float, attempts: _Attempts
-    ) -> Answer:
+    async def _once(self, upstream: Upstream, placed: Placed, call: Call, exchange: Exchange) -> Answer:
         """One attempt: the request, its answer read, the breaker told."""
         breaker = self._breaker
         if breaker.reason:
             breaker.enter()
-        exchange = Exchange(deadline, repeatable=attempts.repeatable, is_exact=True)
         told = False
         try:
             credential = None
@@ -258,8 +247,7 @@ class HttpBackend:
                 self._reached()
             raise error from None
         finally:
-            attempts.left = attempts.left or exchange.left
-            if not told and not exchange.left and anyio.current_time() >= deadline:
+            if not told and not exchange.left and anyio.current_time() >= exchange.deadline:
                 self._unreached("no connection in time")
             elif not told:
                 breaker.left()

@@ -52,7 +52,16 @@ from broker.model.task import EXTENSION
 from broker.pipeline import held_call, limits, preview, recorder, replay
 from broker.pipeline.apart import Apart, cancelled, underway
 from broker.pipeline.desk import Desk
-from broker.pipeline.dispatch import GRACE_S, Patience, as_broker_error, dispatch, sketch
+from broker.pipeline.dispatch import (
+    GRACE_S,
+    Patience,
+    as_broker_error,
+    dispatched,
+    inspected,
+    overdue,
+    patience_s,
+    sketch,
+)
 from broker.pipeline.granting import Grants
 from broker.pipeline.tally import Tally
 from broker.pipeline.tasks import Tasks
@@ -360,21 +369,27 @@ class Pipeline:
         call is admitted until the outcome is written (`settle_late` keeps trying).
         """
         began = perf_counter_ns()
-        begun, left = False, None
+        begun = left = None
         try:
             if call.in_scope:
                 await anyio.lowlevel.checkpoint_if_cancelled()
             if call.round is not None:
                 await self._spend(call.round, call)
-            begun = True
-            end: Answer | BrokerError = await dispatch(entry, call, self._backends, self._patience)
+            begun = self._patience.begin(patience_s(call, entry.tool))
+            end: Answer | BrokerError = inspected(entry, call, await dispatched(entry, call, self._backends))
         except anyio.get_cancelled_exc_class() as gone:
-            left, end = gone, cancelled(call, begun=begun)
+            if begun is not None and self._patience.is_over(begun):
+                end = overdue(entry.tool)
+            else:
+                left, end = gone, cancelled(call, begun=begun is not None)
         except Exception as cause:  # the one place where a call's failure, ours or a backend's, becomes its outcome
             end = as_broker_error(cause)
             if end is not cause:
                 end.__cause__ = cause
                 log.exception("a call failed inside the broker", call_id=call.id, tool=call.name)
+        finally:
+            if begun is not None:
+                self._patience.end(begun)
         ended, laps = perf_counter_ns(), call.laps_us
         laps["dispatch"] = laps.get("dispatch", 0) + (ended - began) // 1000
         outcome = recorder.outcome(call, end, at_ms=self._clock.now_ms(), keep_result=keep_result)

@@ -6,7 +6,7 @@ The state `dispatching` is committed before this is entered, so whatever happens
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from broker.model.answer import Answer
 from broker.model.back import ASKING_S
 from broker.model.call import Call
 from broker.model.sketch import Sketch
+from broker.model.tool import Tool
 from broker.ports import Backend
 
 _SOURCES: Mapping[str, Callable[[Call], str]] = {
@@ -43,7 +44,7 @@ class Patience:
         self._loop: asyncio.AbstractEventLoop | None = None  # of the first call: to look for it is a system call
 
     def begin(self, seconds: float) -> asyncio.Task[Any]:
-        """The current task, which is to end within so many seconds."""
+        """The current task, which is to call `end` within so many seconds; it is cancelled otherwise."""
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
@@ -54,9 +55,12 @@ class Patience:
             self._timer = loop.call_later(LOOK_EVERY_S, self._look, loop)
         return task
 
-    def end(self, task: asyncio.Task[Any]) -> bool:
-        """False when its time was over and it was cancelled for that."""
-        return self._until.pop(task, None) is not None
+    def end(self, task: asyncio.Task[Any]) -> None:
+        self._until.pop(task, None)
+
+    def is_over(self, task: asyncio.Task[Any]) -> bool:
+        """Of a task that was cancelled: whether this did it, and nobody else, perhaps in the same moment."""
+        return task not in self._until and not task.uncancel()
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
@@ -67,32 +71,37 @@ class Patience:
         self._timer = loop.call_later(LOOK_EVERY_S, self._look, loop) if self._until else None
 
 
-async def dispatch(entry: Entry, call: Call, backends: Mapping[str, Backend], patience: Patience) -> Answer:
-    """Make the call once and shape its answer as the manifest says.
+def patience_s(call: Call, tool: Tool) -> float:
+    """How long a dispatch may take."""
+    asking_s = ASKING_S if call.back is not None and call.back.ask is not None else 0.0
+    return tool.timeout_s + GRACE_S + asking_s
 
-    Raises what `Backend.call` and `Entry.shape` raise; Unavailable when the backend is not configured any more.
-    On cancel: the backend abandons the request; what became of it is unknown.
+
+def dispatched(entry: Entry, call: Call, backends: Mapping[str, Backend]) -> Awaitable[Answer]:
+    """Make the call once, when this is awaited.
+
+    Raises what `Backend.call` raises; Unavailable when the backend is not configured any more. On cancel: the backend
+    abandons the request; what became of it is unknown.
     """
     tool = entry.tool
     backend = backends.get(tool.backend) or _backend(entry, backends)
-    arguments = _filled(entry, call) if tool.inject else call.arguments
-    asking_s = ASKING_S if call.back is not None and call.back.ask is not None else 0.0
-    task = patience.begin(tool.timeout_s + GRACE_S + asking_s)
-    try:
-        answer = await backend.call(tool, arguments, call)
-    except asyncio.CancelledError:
-        if patience.end(task) or task.uncancel():  # by its caller, perhaps in the same moment
-            raise
-        raise TimedOut(
-            f"{tool.name} did not answer within {tool.timeout_s:g} s; whether it was done is unknown.",
-            next_step="Check before you try again.",
-        ) from None
-    finally:
-        patience.end(task)
-    return entry.shape(answer) if call.inquiry is None else _inspected(entry, answer)
+    return backend.call(tool, _filled(entry, call) if tool.inject else call.arguments, call)
 
 
-def _inspected(entry: Entry, answer: Answer) -> Answer:
+def inspected(entry: Entry, call: Call, answer: Answer) -> Answer:
+    """The answer as the manifest says. Raises as `Entry.shape`."""
+    return entry.shape(answer) if call.inquiry is None else _of_task(entry, answer)
+
+
+def overdue(tool: Tool) -> TimedOut:
+    """How a dispatch ends that `Patience` has cancelled."""
+    return TimedOut(
+        f"{tool.name} did not answer within {tool.timeout_s:g} s; whether it was done is unknown.",
+        next_step="Check before you try again.",
+    )
+
+
+def _of_task(entry: Entry, answer: Answer) -> Answer:
     """What is told of a task, with the result in it held against all that the tool's own answers are."""
     result: Any = answer.more.get("result")
     if not isinstance(result, Mapping):
@@ -102,8 +111,8 @@ def _inspected(entry: Entry, answer: Answer) -> Answer:
 
 
 def sketch(entry: Entry, call: Call, backends: Mapping[str, Backend]) -> Sketch:
-    """What `dispatch` would send for this call when it runs later, by itself: without what only the request under way
-    has (`_meta`, trace). Raises InvalidArguments for what cannot be sent; Unavailable as `dispatch`."""
+    """What `dispatched` sends for this call when it runs later, by itself: without what only the request under way
+    has (`_meta`, trace). Raises InvalidArguments for what cannot be sent; Unavailable as `dispatched`."""
     alone = replace(call, meta={}, trace_parent="", progress=None)
     return _backend(entry, backends).sketch(entry.tool, _filled(entry, alone), alone)
 

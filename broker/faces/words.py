@@ -100,6 +100,8 @@ def _steps(invocation: Invocation) -> Iterator[Step]:
             yield Step("decided", hold.reviewed_at_ms, detail=f"by {hold.reviewer}{words}")
     if "dispatch" in laps:
         yield Step("dispatch", took_us=laps["dispatch"], detail=f"to {invocation.backend}")
+    if invocation.state == "held":
+        return  # it waits still: that it does has been said
     status = f" ({invocation.backend_status})" if invocation.backend_status else ""
     told = f". {invocation.message}" if invocation.message else ""
     yield Step(invocation.state, invocation.changed_at_ms, detail=f"{EFFECTS[invocation.effect]}{status}{told}")

@@ -17,6 +17,7 @@ from broker.errors import BrokerError
 from broker.faces.api.errors import STATUS
 from broker.faces.api.openapi import SCHEMAS, document
 from broker.faces.api.operations import OPERATIONS
+from broker.faces.cli.invocation import detail
 from broker.model.directory import Client
 from tests.house.test_errors import raised
 from tests.premises import House, house_with
@@ -51,6 +52,11 @@ async def test_a_held_call_is_listed_read_approved_and_runs_once(house: House) -
     one = (await house.get(f"/api/holds/{hold_id}", "rita")).json()
     assert fits("HoldInFull", one)
     assert (one["arguments"], one["may_decide"]) == ({"amount": 500}, True)
+    waits = (await house.get(f"/api/invocations/{hold_id}", "rita")).json()["timeline"]
+    assert [step["what"] for step in waits if step["at_ms"]] == ["received", "held"]  # once, and nothing after it
+    found = await house.broker.store.invocation(hold_id)
+    assert found is not None
+    assert [line for line in detail(found) if "held" in line][1:] == [detail(found)[-1]]
     approved = await house.post(f"/api/holds/{hold_id}/approve", "rita")
     assert approved.status_code == 200
     assert fits("Hold", approved.json())

@@ -85,12 +85,15 @@ def _timeline(invocation: Invocation) -> list[str]:
         left = room(quota["left"], quota["limit"], quota["unit"])
         lines.append(safe(f"{'':23}quota {quota.get('quota')} [{quota.get('bucket')}]: {left}"))
     if hold:
-        lines.append(f"{'':23}{styled('held', 'held')}: {safe(hold.reason)} (until {stamp(hold.expires_at_ms)})")
+        until = stamp(hold.expires_at_ms)
+        lines.append(f"  {stamp(invocation.at_ms)}  {styled('held', 'held')}: {safe(hold.reason)} (until {until})")
         if hold.reviewed_at_ms:
             words = f": {safe(hold.review_reason)}" if hold.review_reason else ""
             lines.append(f"  {stamp(hold.reviewed_at_ms)}  decided by {safe(hold.reviewer)}{words}")
     if "dispatch" in laps:
         lines.append(_lap("dispatch", laps))
+    if invocation.state == "held":
+        return lines  # it waits still: that it does has been said
     lines.append(
         f"  {stamp(invocation.changed_at_ms)}  {styled(invocation.state, invocation.state)}, {_effect(invocation)}"
     )

@@ -1,12 +1,14 @@
 """A folder of manifests into `Manifests`: every file, every document, every problem at once.
 
 Files: `*.yaml`, `*.yml`, `*.json` in the folder and below, in the order of their paths; names that begin with a dot are
-left out. `*.schema.json` (.yaml, .yml) are no manifests: they are what `{file: …}` in `input` and `output` refers to.
+left out. What has such a name and cannot be read is a problem: a rule must not vanish because its file did.
+`*.schema.json` (.yaml, .yml) are no manifests: they are what `{file: …}` in `input` and `output` refers to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +34,7 @@ _FIELDS = {
     "toolset": "toolsets",
 }
 
-__all__ = ["Manifests", "manifest_files", "read_manifests"]
+__all__ = ["Manifests", "read_manifests"]
 
 
 def read_manifests(folder: Path, kinds: Mapping[str, BackendKind]) -> Manifests:
@@ -44,20 +46,12 @@ def read_manifests(folder: Path, kinds: Mapping[str, BackendKind]) -> Manifests:
     if not folder.is_dir():
         raise ManifestError([Problem(str(folder), 0, 0, "there is no such folder; `broker init` makes one")])
     reading = _Reading(folder, kinds)
-    for path in manifest_files(folder):
-        reading.file(path)
+    for path in sorted(folder.rglob("*")):
+        reading.take(path)
     manifests = reading.manifests()
     if reading.problems:
         raise ManifestError([*reading.problems, *problems_of(manifests, kinds)])
     return manifests
-
-
-def manifest_files(folder: Path) -> Iterator[Path]:
-    """The manifests of a folder, in the order in which they are read."""
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix in SUFFIXES and not path.name.endswith(SCHEMA_SUFFIXES) and not hidden and path.is_file():
-            yield path
 
 
 @dataclass(slots=True)
@@ -73,6 +67,24 @@ class _Reading:
     def manifests(self) -> Manifests:
         parts: dict[str, Any] = {name: tuple(self._declared.get(kind, ())) for kind, name in _FIELDS.items()}
         return Manifests(**parts, files=self._files, broken=frozenset(self._broken))
+
+    def take(self, path: Path) -> None:
+        """Read it if it is a manifest."""
+        if any(part.startswith(".") for part in path.relative_to(self.folder).parts):
+            return
+        if path.is_dir():
+            if path.is_symlink():
+                self._unread(path, "is a link to a folder, which is not followed; link its files")
+            elif not os.access(path, os.R_OK | os.X_OK):
+                self._unread(path, "cannot be read: Permission denied")
+        elif path.suffix.lower() in SUFFIXES and not path.name.lower().endswith(SCHEMA_SUFFIXES):
+            if path.is_file():
+                self.file(path)
+            else:
+                self._unread(path, "cannot be read: no file is there" if path.is_symlink() else "is no regular file")
+
+    def _unread(self, path: Path, why: str) -> None:
+        self.problems.append(Problem(self._shown(path), 0, 0, why))
 
     def file(self, path: Path) -> None:
         self._files += 1

@@ -118,7 +118,7 @@ def parse_file(path: Path, name: str = "") -> Parsed:
             data = stream.read(MAX_BYTES + 1)
     except OSError as error:
         return Parsed([], [Problem(name, 0, 0, f"cannot be read: {error.strerror or type(error).__name__}")])
-    return parse(data, name, json=path.suffix == ".json")
+    return parse(data, name, json=path.suffix.lower() == ".json")
 
 
 def parse(data: bytes, name: str, *, json: bool = False) -> Parsed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,30 @@ def test_a_folder_is_read_whole_in_the_order_of_its_paths(tmp_path: Path) -> Non
         "tool_manifests/a.json:1",
         "tool_manifests/b.yaml:1",
         "tool_manifests/team/tool.yml:2",
+    ]
+
+
+def test_a_manifest_that_cannot_be_read_is_told_and_not_left_out(tmp_path: Path) -> None:
+    """It may be the one with the rule that forbids."""
+    folder = folder_with(tmp_path, a__yaml=NOTES)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (folder / "moved.yaml").symlink_to(elsewhere / "gone.yaml")
+    (folder / "team").symlink_to(elsewhere)
+    os.mkfifo(folder / "pipe.yml")
+    (folder / "dir.yaml").mkdir()
+    (folder / "LOUD.YAML").write_text("nonsense: [")
+    (folder / ".data").symlink_to(elsewhere)
+    (folder / "notes.txt").symlink_to(elsewhere / "gone.txt")
+    with pytest.raises(ManifestError) as error:
+        read_manifests(folder, KINDS)
+    assert [
+        str(problem).partition("manifests/")[2].split(" ")[0].split(":")[0] for problem in error.value.problems
+    ] == [
+        "LOUD.YAML",
+        "moved.yaml",
+        "pipe.yml",
+        "team",
     ]
 
 

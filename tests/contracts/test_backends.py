@@ -46,14 +46,14 @@ async def http_sample(folder: Path) -> AsyncGenerator[Sample]:
 
     async with answering(answer) as (url, _):
         tool = http_tool({"method": "GET", "path": "/"})
-        slow = http_tool({"method": "GET", "path": "/hang"}, timeout_s=0.2)
+        slow = http_tool({"method": "GET", "path": "/hang"}, timeout_s=1)
         yield Sample({"base_url": url, "allow_private": True}, tool, slow)
 
 
 @asynccontextmanager
 async def mcp_sample(folder: Path) -> AsyncGenerator[Sample]:
     command = [sys.executable, "-I", "-S", PEER, str(folder / "log")]
-    yield Sample({"command": command}, tool_with(Remote("echo")), tool_with(Remote("hang"), timeout_s=0.2))
+    yield Sample({"command": command}, tool_with(Remote("echo")), tool_with(Remote("hang"), timeout_s=1))
 
 
 @asynccontextmanager

@@ -50,7 +50,11 @@ class Noted(Pace):
 
 
 async def call(
-    *answers: Response, auth: Outbound | None = None, steps: list[Step] | None = None, pace: Pace | None = None
+    *answers: Response,
+    auth: Outbound | None = None,
+    steps: list[Step] | None = None,
+    pace: Pace | None = None,
+    within_s: float = 30,
 ) -> tuple[dict[str, Any] | BrokerError, list[tuple[Request, bytes]]]:
     """What one call ends in, and what the server was asked."""
 
@@ -60,16 +64,18 @@ async def call(
 
     async with answering(*answers) as (url, asked):
         origin = Origin.parse(url, allow_private=True)
-        upstream = Upstream("The peer", origin, allow_private=True, cap=100_000, connections=2, connect_s=2, tls=None)
+        upstream = Upstream(
+            "The peer", origin, allow_private=True, cap=100_000, connections=2, connect_s=within_s, tls=None
+        )
         calls = ModernCalls("peer", "/mcp", upstream, auth, lambda: 0, pace=pace or Pace())
-        exchange = Exchange(anyio.current_time() + 0.3, {"Idempotency-Key": "k"})
+        exchange = Exchange(anyio.current_time() + within_s, {"Idempotency-Key": "k"})
         try:
-            with anyio.fail_after(0.3):
+            with anyio.fail_after(within_s):
                 params = {"name": "t", "arguments": {"a": 1}, "_meta": {}}
                 headers = {"Mcp-Name": "t"}
                 return await calls.call(ID, params, headers, exchange, None if steps is None else tell), asked
         except TimeoutError:
-            return exchange.overdue("peer", 0.3), asked
+            return exchange.overdue("peer", within_s), asked
         except BrokerError as error:
             return error, asked
         finally:
@@ -123,7 +129,8 @@ async def test_what_is_no_answer_counts_as_talk_and_the_answer_does_not() -> Non
 @pytest.mark.parametrize("other", [ID + 1, str(ID), None, float(ID), True])
 @pytest.mark.parametrize("dress", [json, one_event])
 async def test_an_answer_with_another_id_is_none(other: object, dress: Callable[[bytes], Response]) -> None:
-    result, _ = await call(dress(orjson.dumps({"jsonrpc": "2.0", "id": other, "result": DONE})))
+    answer = dress(orjson.dumps({"jsonrpc": "2.0", "id": other, "result": DONE}))
+    result, _ = await call(answer, within_s=0.5)
     assert isinstance(result, TimedOut)
 
 

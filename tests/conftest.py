@@ -5,9 +5,9 @@ Nothing of the broker is imported here, so that a test of one floor starts as fa
 
 from __future__ import annotations
 
-import socket
-
 import pytest
+
+from examples.demo import port
 
 
 @pytest.fixture
@@ -17,6 +17,5 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on now. For programs that cannot take port 0."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    """For programs that cannot take port 0."""
+    return port.free_port()

@@ -14,7 +14,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import httpx2
+
+from examples.demo.port import free_port
 
 MANIFESTS = Path(__file__).parent / "manifests"
 ORDERS_MODULE = f"{(__package__ or '').rpartition('.')[0]}.orders"
@@ -253,11 +254,6 @@ def run(
             f"`{' '.join(command)}` ended with {done.returncode}, not {expect}:\n{done.stdout}{done.stderr}"
         )
     return done.stdout
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def environment_of(further: Mapping[str, str]) -> dict[str, str]:

@@ -26,7 +26,8 @@ from typing import Any
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
-from examples.demo.house import HouseError, environment_of, free_port
+from examples.demo.house import HouseError, environment_of
+from examples.demo.port import free_port
 from tests.bench.systems import HERE, PLACE, ROOT, SkippedError, System, door, started
 
 INSTALL_S = 600.0

@@ -15,7 +15,6 @@ import argparse
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ from broker.model.question import Condition
 from broker.stores.sqlite import digest, queries, questions
 from broker.stores.sqlite.database import connect, migrate
 from broker.stores.sqlite.schema import MIGRATIONS
+from examples.demo.port import free_port
 from tests.bench.seed import DAY_MS, seed
 
 FOLDER = Path(".bench") / "record"
@@ -117,8 +117,7 @@ def catch_up(path: Path) -> float:
 
 def ready(folder: Path) -> float:
     """Seconds from starting `broker serve` to `/readyz` saying so, after a kill -9."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     (folder / "broker.yaml").write_text(SETTINGS % port)
     (folder / "tool_manifests").mkdir(exist_ok=True)
     forget(folder / "broker.db")

@@ -24,7 +24,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from examples.demo.house import House, HouseError, environment_of, free_port, process
+from examples.demo.house import House, HouseError, environment_of, process
+from examples.demo.port import free_port
 from tests.bench.load import compiled
 from tests.bench.wire import Door, door_of
 

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from examples.demo.house import environment_of, free_port, serve
+from examples.demo.house import environment_of, serve
+from examples.demo.port import free_port
 from tests.conformance.tasks import OWN_TASKS
 
 AGENT = "conformance"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from examples.demo.house import environment_of, free_port, process
+from examples.demo.house import environment_of, process
+from examples.demo.port import free_port
 from tests.bench.load import MARK, Figures, compiled, measure
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="the bench's programs need a C compiler")

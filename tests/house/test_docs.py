@@ -6,7 +6,6 @@ What a block is and how it is taken is said in `pages`. A block that is not run 
 from __future__ import annotations
 
 import re
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from broker.catalog.compiler import compile_catalog
 from broker.catalog.reader import read_manifests
 from broker.settings import HoldSettings
 from broker.settings_file import read_settings
+from examples.demo.port import free_port
 from tests.house import settings_page
 from tests.house.pages import Block, Command, Session, base_environment, blocks, commands, matches
 
@@ -37,14 +37,10 @@ def in_language(*languages: str) -> list[Block]:
 
 def free_ports() -> Mapping[str, str]:
     """What the pages call 8750 and 8790, on this machine, now."""
-    found: dict[str, str] = {}
-    held: list[socket.socket] = []
-    for written in ("8750", "8790"):
-        held.append(socket.create_server(("127.0.0.1", 0)))
-        found[written] = str(held[-1].getsockname()[1])
-    for listener in held:
-        listener.close()
-    return found
+    found: set[str] = set()
+    while len(found) < 2:
+        found.add(str(free_port()))
+    return dict(zip(("8750", "8790"), found, strict=True))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

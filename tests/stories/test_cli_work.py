@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import stat
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import httpx2
 import pytest
 
 from broker.faces.cli.review import system_user
+from examples.demo.port import free_port
 from tests.command import Said, broker, running
 
 MANIFESTS = """
@@ -263,8 +263,7 @@ def test_a_file_that_is_not_there_or_cannot_be_written_is_one_sentence(home: Pat
 def test_credentials_made_by_hand_open_the_door_and_close_again(home: Path) -> None:
     ok(broker("client", "add", "bot", "--scope", "notes.write", cwd=home))
     key = ok(broker("token", "--api-key", "night", "--scope", "notes.write", "--expires", "1d", cwd=home)).out.strip()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {"BROKER_LISTEN__PORT": str(port)}
     token = ok(broker("token", "bot", cwd=home, env=environment)).out.strip()
 

@@ -20,7 +20,7 @@ from typing import Any
 import anyio
 import httpx2
 
-from examples.demo.house import free_port
+from examples.demo.port import free_port
 from tests.browser import CHROMIUM, chromium, window
 from tests.consoles import ORDERS
 from tests.premises import House, house_with

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from broker.verifier import anchors
-from broker.verifier.anchors import Anchored
+from broker.verifier.anchors import Anchored, AnchorError
 from broker.verifier.join import Whole, snapshot, walk_all
 from broker.verifier.records import FoundError
 
@@ -47,11 +47,13 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """The first place that is wrong. chain is "" when it is not in any chain."""
+    """The first place that is wrong. chain is "" when it is not in any chain. of_anchor: the anchor is wrong, and
+    the records agree with themselves."""
 
     chain: str
     seq: int
     what: str
+    of_anchor: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ def verify(path: Path, anchor: Path | None = None, *, key: str = "", processes: 
                 fault = Fault(spot.chain, spot.seq, what)
             elif anchor is not None:
                 noted = anchors.check(anchor, key, db, whole)
+        except AnchorError as error:
+            fault = Fault("", 0, str(error), of_anchor=True)
         except FoundError as found:
             fault = Fault(found.spot.chain, found.spot.seq, found.what)
         except (sqlite3.Error, OSError, ValueError) as error:

@@ -24,6 +24,7 @@ from broker.verifier.join import Whole
 from broker.verifier.records import ALL, FoundError, Spot
 
 KEY_BYTES = 32
+LAST_MS = 253_402_300_799_999  # of the year 9999
 _PLACE = "select id, hash from entry where chain = ? and seq = ?"
 
 
@@ -40,21 +41,20 @@ class Anchored:
     named: frozenset[str] = field(default_factory=frozenset[str])
 
 
+class AnchorError(Exception):
+    """What was given as an anchor proves nothing: it is none, it is not signed with the key, or it cannot be read."""
+
+
 def check(anchor: Path, key: str, db: sqlite3.Connection, whole: Whole) -> Anchored:
     """Hold every line against the database. key: base64 of the public key that must have signed; "": the first one's.
 
-    Raises FoundError for the first place in the ledger that is not as noted; ValueError that names a line which is no
-    anchor or not signed; OSError.
+    Raises FoundError for the first place in the ledger that is not as noted; AnchorError that names a line which is no
+    anchor or not signed, or a file that holds none: an empty one would agree with anything.
     """
     found = Anchored(key=canonical_key(key) if key else "")
     wrong: FoundError | None = None
     for where, line in _lines(anchor):
-        try:
-            note = json.loads(line)
-            heads = _checkpoint(note, found) if "checkpoint" in note else [_head(note)]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{where} is not an anchor: {error}") from error
-        for chain, seq, digest in heads:
+        for chain, seq, digest in _heads(where, line, found):
             fault = _fault_at(db, chain, seq, digest)
             found.places += fault is None
             if fault is not None and (wrong is None or fault.spot.id < wrong.spot.id):
@@ -63,7 +63,19 @@ def check(anchor: Path, key: str, db: sqlite3.Connection, whole: Whole) -> Ancho
         wrong = _rest_fault(found, whole)
     if wrong is not None:
         raise wrong
+    if not found.places:
+        raise AnchorError(f"{anchor.name} holds no anchor")
     return found
+
+
+def _heads(where: str, line: str, found: Anchored) -> list[tuple[str, int, str]]:
+    try:
+        note = json.loads(line)
+        return _checkpoint(note, found) if "checkpoint" in note else [_head(note)]
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError):
+        raise AnchorError(f"{where} is not an anchor: it has no chain, seq and hash") from None
+    except ValueError as error:
+        raise AnchorError(f"{where} is not an anchor: {error}") from error
 
 
 def canonical_key(text: str) -> str:
@@ -78,18 +90,24 @@ def canonical_key(text: str) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    if not files:
-        raise ValueError(f"{path.name} holds no file of checkpoints (*.jsonl)")
-    for file in files:
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield f"{file.name}:{number}", line
+    for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
+        try:
+            with file.open(encoding="utf-8", errors="replace") as lines:
+                for number, line in enumerate(lines, 1):
+                    if line.strip():
+                        yield f"{file.name}:{number}", line
+        except OSError as error:
+            raise AnchorError(f"{file.name} cannot be read: {error.strerror}") from error
 
 
 def _head(note: dict[str, Any]) -> tuple[str, int, str]:
-    return str(note["chain"]), int(note["seq"]), str(note["hash"])
+    return str(note["chain"]), _number(note["seq"]), str(note["hash"])
+
+
+def _number(said: Any, most: int = 2**53) -> int:
+    if type(said) is not int or not 0 <= said <= most:
+        raise ValueError("a number in it is none")
+    return said
 
 
 def _checkpoint(note: dict[str, Any], found: Anchored) -> list[tuple[str, int, str]]:
@@ -97,7 +115,12 @@ def _checkpoint(note: dict[str, Any], found: Anchored) -> list[tuple[str, int, s
     if note["checkpoint"] != 1:
         raise ValueError(f"it is a checkpoint of form {note['checkpoint']}, which this broker does not know")
     heads = [_head(head) for head in note["heads"]]
-    at_ms, chains, rest, key = int(note["at_ms"]), int(note["chains"]), str(note["rest"]), str(note["key"])
+    at_ms, chains, rest, key = (
+        _number(note["at_ms"], LAST_MS),
+        _number(note["chains"]),
+        str(note["rest"]),
+        str(note["key"]),
+    )
     lines = ["broker.checkpoint.1", str(at_ms), str(chains), rest, *(f"{c} {s} {h}" for c, s, h in heads)]
     found.key = found.key or canonical_key(key)
     if key != found.key:

@@ -614,6 +614,47 @@ def test_an_anchor_is_json_lines_and_a_bad_one_is_said(database: Path, tmp_path:
         write_anchor(verify(database, anchor), anchor)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\n \n",
+        b"root:x:0:0",
+        b"[]",
+        b"{}",
+        b"null",
+        b"[" * 100_000,
+        b"\xff\xfe\x00",
+        b'{"chain": "a", "seq": 1e30, "hash": ""}',
+        b'{"chain": "a", "seq": Infinity, "hash": ""}',
+        b'{"chain": "a", "seq": ' + b"9" * 5000 + b', "hash": ""}',
+        b'{"chain": "a", "seq": true, "hash": ""}',
+        b'{"checkpoint": 1, "at_ms": 9999999999999999999, "chains": 1, "heads": [], "rest": "", "key": ""}',
+        b'{"checkpoint": 1, "at_ms": 1, "chains": 1, "heads": [], "rest": "", "key": "AA==", "signature": "AA=="}',
+        b'{"checkpoint": 1, "at_ms": 1, "chains": 1, "heads": 5, "rest": "", "key": "AA==", "signature": "AA=="}',
+    ],
+)
+def test_what_is_no_anchor_proves_nothing_and_is_not_taken_for_a_fault_of_the_records(
+    database: Path, tmp_path: Path, text: bytes
+) -> None:
+    """An empty one above all: it would agree with every database."""
+    anchor = tmp_path / "anchor.jsonl"
+    anchor.write_bytes(text)
+    for given in (anchor, tmp_path):
+        found = verify(database, given)
+        assert not found.ok
+        assert found.fault is not None
+        assert (found.fault.of_anchor, found.fault.chain) == (True, "")
+        assert "\n" not in found.fault.what
+    (tmp_path / "empty").mkdir()
+    for missing in (tmp_path / "empty", tmp_path / "nowhere"):
+        fault = verify(database, missing).fault
+        assert fault is not None
+        assert fault.of_anchor
+    write_anchor(verify(database), anchor)
+    assert verify(database, anchor).ok
+
+
 def test_what_is_no_database_is_a_fault_and_no_exception(tmp_path: Path) -> None:
     assert not verify(tmp_path / "missing.db").ok
     (tmp_path / "text.db").write_text("not a database, but long enough to be looked at " * 10)

@@ -260,6 +260,34 @@ def test_a_file_that_is_not_there_or_cannot_be_written_is_one_sentence(home: Pat
     assert said.err == "nowhere: there is no such anchor; `--write-anchor FILE` writes one\n"
 
 
+def test_what_is_no_anchor_is_not_taken_for_a_fault_of_the_records(home: Path) -> None:
+    ok(broker("call", "note_write", "text=a", cwd=home))
+    (home / "empty").write_text("")
+    said = broker("verify", "--anchor", "empty", cwd=home)
+    assert (said.code, said.out.splitlines()[0]) == (1, "Not proved: empty holds no anchor.")
+    said = broker("verify", "--anchor", "broker.yaml", cwd=home)
+    assert (said.code, "Not proved: broker.yaml:1 is not an anchor" in said.out) == (1, True)
+    ok(broker("verify", "--write-anchor", "anchor", cwd=home))
+    said = broker("verify", "--anchor", "anchor", "--key", "A" * 43 + "=", cwd=home)
+    assert (said.code, "nothing that is signed with this key" in said.out) == (1, True)
+
+
+@pytest.mark.parametrize("when", ["9" * 20 + "d", "9" * 5000 + "d", "99999999d"])
+def test_a_time_before_all_times_is_a_time(home: Path, when: str) -> None:
+    ok(broker("call", "note_write", "text=a", cwd=home))
+    since, until = (broker("log", option, when, "--json", cwd=home) for option in ("--since", "--until"))
+    if len(when) > 5000:
+        assert (since.code, until.code) == (2, 2)
+        assert "neither like 30m" in since.err
+    else:
+        assert (len(since.json), until.json) == (1, [])
+
+
+def test_words_that_are_no_text_are_refused_in_a_sentence(home: Path) -> None:
+    said = broker("call", "note_write", "text=\udcff", cwd=home)
+    assert (said.code, said.err) == (2, "Error: word 3 of the command line is not UTF-8: text=\\udcff\n")
+
+
 def test_credentials_made_by_hand_open_the_door_and_close_again(home: Path) -> None:
     ok(broker("client", "add", "bot", "--scope", "notes.write", cwd=home))
     key = ok(broker("token", "--api-key", "night", "--scope", "notes.write", "--expires", "1d", cwd=home)).out.strip()

@@ -183,13 +183,13 @@ def moment(text: str, now_ms: int, option: str) -> int:
         midnight = datetime.fromtimestamp(now_ms / 1000).astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
         return int((midnight - timedelta(days=_DAYS[text.strip()])).timestamp() * 1000)
     ago = _AGO.fullmatch(text.strip())
-    if ago:
-        return now_ms - int(ago[1]) * _UNIT_S[ago[2]] * 1000
     try:
+        if ago:
+            return max(1, now_ms - int(ago[1]) * _UNIT_S[ago[2]] * 1000)  # 0 would be no bound
         return int(datetime.fromisoformat(text).astimezone().timestamp() * 1000)
     except (ValueError, OverflowError) as error:
         raise typer.BadParameter(
-            f"{text!r} is neither like 30m, 2h, 1d, today, yesterday nor a date such as 2026-11-23T14:00",
+            f"{text[:64]!r} is neither like 30m, 2h, 1d, today, yesterday nor a date such as 2026-11-23T14:00",
             param_hint=option,
         ) from error
 

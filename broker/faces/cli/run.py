@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from broker.errors import BrokerError, ConfigurationError
 from broker.faces.cli import house, start
 from broker.faces.cli.output import explain_error, tell
+from broker.faces.text import safe
 
 INTERRUPTED = 130
 
@@ -23,6 +24,10 @@ def run(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a poor terminal must not end a command
+    for number, word in enumerate(arguments, 1):
+        if not word.isascii() and word != word.encode("utf-8", "ignore").decode():
+            tell(f"Error: word {number} of the command line is not UTF-8: {safe(ascii(word[:64])[1:-1])}")
+            return 2
     try:
         if (asked := start.plainly(arguments)) is not None:
             start.start(**asked)

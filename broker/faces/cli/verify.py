@@ -52,7 +52,7 @@ def verify(
 
     An anchor is a small file to keep elsewhere: whoever changes the database cannot change that. The signed checkpoints
     that a broker writes by itself (`record.checkpoints` in the settings) are anchors too. Exit code 1 when something is
-    wrong; the first bad position is named.
+    wrong, with the first bad position, or when the anchor proves nothing.
 
     Example:
       broker verify --write-anchor /backup/broker.anchor
@@ -72,6 +72,9 @@ def verify(
     pinned = settings.directory / PUBLIC_FILE
     is_ours = not key and anchor is not None and pinned.is_file()
     found = verifier.verify(database, anchor, key=_key(key or (str(pinned) if is_ours else "")))
+    if key and anchor is not None and found.ok and not found.checkpoints:
+        unsigned = verifier.Fault("", 0, f"{anchor.name} holds nothing that is signed with this key", of_anchor=True)
+        found = replace(found, ok=False, fault=unsigned)
     if is_ours and found.checkpoints:
         limit = f"The key that signed the checkpoints was taken from {pinned.name} beside the settings; --key names it."
         found = replace(found, limits=(*found.limits, limit))
@@ -102,6 +105,10 @@ def _key(given: str) -> str:
 
 
 def _told(found: Verification) -> list[str]:
+    whole = f"{found.entries} entries in {found.chains} chains, {found.records} records agree with them"
+    if found.fault is not None and found.fault.of_anchor:
+        lines = [f"{styled('Not proved', 'bad')}: {safe(found.fault.what)}."]
+        return [*lines, f"Nothing else is wrong ({whole}), but it was held against no anchor."]
     if found.fault is not None:
         where = f"chain {found.fault.chain}, entry {found.fault.seq}: " if found.fault.chain else ""
         lines = [f"{styled('Not sound', 'bad')}: {safe(where + found.fault.what)}"]
@@ -110,7 +117,6 @@ def _told(found: Verification) -> list[str]:
     if found.checkpoints:
         made = f"{count(found.checkpoints, 'checkpoint')} signed by {found.signed_by}"
         anchored += f", {made}, the newest of {stamp(found.checkpointed_at_ms)}"
-    whole = f"{found.entries} entries in {found.chains} chains, {found.records} records agree with them"
     erased = f", {found.erased} payloads erased since" if found.erased else ""
     return [
         f"{styled('Sound', 'ok')}: {whole}{anchored}{erased}.",

@@ -18,9 +18,12 @@ from broker.errors import (
     OverQuota,
     RecordUnavailable,
     Rejected,
+    TimedOut,
     UnknownTool,
 )
+from broker.model.answer import Answer
 from broker.model.invocation import Outcome
+from broker.pipeline import dispatch
 from tests.downstream import answering
 from tests.world import agent, broker_with, perform, records
 
@@ -238,6 +241,37 @@ async def test_the_record_verifies_after_calls_of_every_kind(tmp_path: Path) -> 
             tasks.start_soon(one, amount)
     found = verify(tmp_path / "broker.db", None)
     assert found.ok, found
+
+
+@pytest.mark.anyio
+async def test_a_backend_that_does_not_keep_its_deadline_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "GRACE_S", 0.0)
+    monkeypatch.setattr(dispatch, "LOOK_EVERY_S", 0.02)
+    hasty = TOOLS.replace('static: {text: "a note"}', 'static: {text: "a note"}\ncaps: {timeout: 100ms}')
+
+    async def endless(*_: object) -> Answer:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async with broker_with(tmp_path, hasty) as broker:
+        backend = broker.backends["notes"]
+        with monkeypatch.context() as patched:
+            patched.setattr(type(backend), "call", endless)
+            for _ in range(2):  # nothing of the first end is left in this task
+                with pytest.raises(TimedOut, match=r"did not answer within 0.1 s; whether it was done is unknown"):
+                    await perform(broker, "note_read", {"topic": "x"})
+            with anyio.move_on_after(0.03) as left:
+                await perform(broker, "note_read", {"topic": "x"})
+            assert left.cancelled_caught
+        assert (await perform(broker, "note_read", {"topic": "x"})).content[0]["text"] == "a note"
+        said = [(record.state, record.code) for record in await records(broker)]
+    assert said == [
+        ("succeeded", ""),
+        ("outcome_unknown", "outcome_unknown"),
+        *[("outcome_unknown", "backend_timed_out")] * 2,
+    ]
 
 
 @pytest.mark.anyio

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from uuid_utils import uuid7
 
 from broker.model.canonical import canonical, digest_of
 from broker.model.hold import HoldTerms
-from broker.model.invocation import Intent, Outcome
+from broker.model.invocation import Called, Caller, Intent, Outcome
 from broker.model.principal import Principal
 from broker.model.quota import Charge
 from broker.ports import Clock, Store
@@ -70,7 +70,17 @@ def intent(
         "principal": orjson.dumps({"agent": agent, "user": user, "owner": owner}) if held else b"",
         "laps_us": {"resolve": 3},
     }
-    return Intent(**{**fields, **change})
+    fields |= change
+    caller = Caller(*(fields.pop(name) for name in Caller._fields))
+    called = Called(*(fields.pop(name) for name in Called._fields))
+    kept = fields["kept"]
+    kept_digest = "" if kept is None else digest_of(kept)
+    return Intent(**fields, caller=caller, called=called, kept_digest=kept_digest)
+
+
+def said_by(one: Intent) -> dict[str, Any]:
+    """What it says by name."""
+    return {**asdict(one), **one.caller._asdict(), **one.called._asdict()}
 
 
 def held_intent(*, expires_in_ms: int = HOUR, **change: Any) -> Intent:

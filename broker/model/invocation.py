@@ -8,7 +8,7 @@ call id are the same, so that asker, reviewer, reason and execution are always o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from broker.data import dataclass
 from broker.errors import Effect
@@ -43,6 +43,31 @@ OPEN: frozenset[State] = frozenset({"held", "approved", "dispatching"})
 ENDED: frozenset[State] = frozenset(state for state, nexts in TRANSITIONS.items() if not nexts) - {"received"}  # type: ignore[assignment]
 
 
+class Caller(NamedTuple):
+    """Who calls, and how it came, as records say it. Many calls have it in common."""
+
+    face: str  # mcp-http, mcp-sse, mcp-stdio, api, cli
+    agent: str
+    user: str
+    tenant: str
+    issuer: str
+    principal_key: str
+    credential_id: str
+
+
+class Called(NamedTuple):
+    """What is called, and by which rule; the same."""
+
+    tool: str
+    tool_version: str
+    tool_effect: ToolEffect | Literal[""]
+    definition: str
+    backend: str
+    rule: str  # the rule that decided, "policy/rule" or "default"
+    policy_version: str  # the catalog's digest
+    record: RecordMode
+
+
 MAC_BYTES = 16  # of each keyed digest by which a call is found
 
 
@@ -53,29 +78,18 @@ class Intent:
     refusal: set when the pipeline has already said no; the intent is then recorded as `denied` and nothing is charged.
     terms: set when a rule holds the call; `arguments` are then kept sealed until it ends.
     kept: the arguments as the tool's record mode allows them to be kept in clear (canonical JSON), or None.
+    kept_digest: theirs, "" without any.
     """
 
     call_id: str
     at_ms: int
-    face: str  # mcp-http, mcp-sse, mcp-stdio, api, cli
-    agent: str
-    user: str
-    tenant: str
-    issuer: str
-    principal_key: str
-    credential_id: str
+    caller: Caller
+    called: Called
     request_id: str
     trace_id: str
-    tool: str
-    tool_version: str
-    tool_effect: ToolEffect | Literal[""]
-    definition: str
-    backend: str
-    rule: str  # the rule that decided, "policy/rule" or "default"
-    policy_version: str  # the catalog's digest
     arguments_digest: str
-    record: RecordMode
     kept: bytes | None
+    kept_digest: str
     sealed: bytes = b""  # what only the auditor may read of the arguments (canonical JSON), b"" when nothing
     macs: tuple[bytes, ...] = ()  # by which the call can be found, see ports.Store.mac
     charges: tuple[Charge, ...] = ()
@@ -98,11 +112,11 @@ class Intent:
     def bound(self) -> Bound:
         """What an approval of this call is for."""
         return Bound(
-            principal_key=self.principal_key,
-            agent=self.agent,
-            tool=self.tool,
-            definition=self.definition,
-            backend=self.backend,
+            principal_key=self.caller.principal_key,
+            agent=self.caller.agent,
+            tool=self.called.tool,
+            definition=self.called.definition,
+            backend=self.called.backend,
             policy=self.policy,
             arguments=self.arguments_digest,
             sketch=self.sketch_digest,

@@ -18,7 +18,7 @@ from broker.model.call import Call
 from broker.model.canonical import canonical, digest_of
 from broker.model.grant import GrantUse
 from broker.model.hold import HoldTerms
-from broker.model.invocation import Intent, Outcome
+from broker.model.invocation import Called, Caller, Intent, Outcome
 from broker.model.principal import Principal
 from broker.model.quota import Charge
 from broker.model.sketch import Sketch
@@ -45,36 +45,35 @@ def intent(
     sketch: of a call that is to be held. derived: the key its tool makes of the arguments, and how long it stands, in
     milliseconds. mac: `Store.mac`."""
     arguments = canonical(call.arguments)
+    digest = digest_of(arguments)
     kept = entry.redaction.kept(call.arguments, arguments, mac) if entry else Kept()
-    tool = entry.tool if entry else None
-    caller = call.principal
+    principal, clear = call.principal, kept.clear
+    called = (
+        Called(call.aside + call.name[:128], "", "", "", "", rule, policy_version, "digest")
+        if entry is None
+        else Called(
+            call.aside + (tool := entry.tool).name, tool.version, tool.effect, tool.definition, tool.backend, rule,
+            policy_version, tool.record,
+        )
+    )  # fmt: skip
     intent = Intent(  # positional, in the order of its fields: this runs for every call
         call.id,
         at_ms,
-        call.face,
-        caller.agent,
-        caller.user,
-        caller.tenant,
-        caller.issuer,
-        caller.key,
-        caller.credential_id,
+        Caller(
+            call.face, principal.agent, principal.user, principal.tenant, principal.issuer, principal.key,
+            principal.credential_id,
+        ),
+        called,
         call.request_id,
         call.trace_id if call.trace_parent else "",
-        call.aside + (tool.name if tool else call.name[:128]),
-        tool.version if tool else "",
-        tool.effect if tool else "",
-        tool.definition if tool else "",
-        tool.backend if tool else "",
-        rule,
-        policy_version,
-        digest_of(arguments),
-        tool.record if tool else "digest",
-        kept.clear,
+        digest,
+        clear,
+        "" if clear is None else digest if clear is arguments else digest_of(clear),
         kept.sealed,
         kept.macs,
         charges,
         laps_us=call.laps_us,
-    )
+    )  # fmt: skip
     if refusal is not None:
         intent.refusal = (refusal.code, refusal.stage, refusal.sentence)
     if key:
@@ -83,7 +82,7 @@ def intent(
         intent.derived, intent.derived_ms = derived
     if terms is not None:
         intent.terms, intent.grants = terms, grants
-        intent.arguments, intent.principal = arguments, pack(caller)
+        intent.arguments, intent.principal = arguments, pack(principal)
         intent.policy = entry.policy if entry else ""
     if sketch is not None:
         intent.sketch, intent.sketch_digest = sketch.packed(), sketch.digest

@@ -67,7 +67,7 @@ class Tally:
         """What was committed for an intent. state: of the Admission."""
         decision, known = _DECISIONS[state], self._known
         code = intent.refusal[0] if intent.refusal else "over_quota" if decision == "deny" else ""
-        rule, agent = intent.rule, intent.agent
+        rule, agent = intent.called.rule, intent.caller.agent
         if rule not in known["rule"]:
             rule = self.label("rule", rule)
         if agent not in known["agent"]:

@@ -81,7 +81,7 @@ class Tracer:
         if state == "dispatching":
             return  # told when it has ended
         code = intent.refusal[0] if intent.refusal else "over_quota" if state == "denied" else ""
-        self._request(call, tool, {"broker.state": state, "broker.rule": intent.rule}, code, time_ns())
+        self._request(call, tool, {"broker.state": state, "broker.rule": intent.called.rule}, code, time_ns())
 
     def ended(self, call: Call, tool: Tool, outcome: Outcome, recorded_us: int) -> None:
         now_ns = time_ns()

@@ -31,9 +31,10 @@ from uuid_utils import uuid7
 
 from broker.model.canonical import canonical, digest_of
 from broker.model.hold import HoldTerms, Review
-from broker.model.invocation import Intent, Outcome
+from broker.model.invocation import Called, Caller, Intent, Outcome
 from broker.model.principal import Principal
 from broker.model.quota import Charge
+from broker.model.tool import ToolEffect
 from broker.stores.sqlite import admission, digest, hold, outcome
 from broker.stores.sqlite.database import connect, migrate
 from broker.stores.sqlite.ledger import Ledger
@@ -102,30 +103,29 @@ def _intents(calls: int, start_ms: int, step_ms: float) -> Iterator[Intent]:
         backend, verb = BACKENDS[number % 6], VERBS[number * 3 % 5]
         tool = f"{backend}_{verb}"
         at_ms = int(start_ms + number * step_ms)
+        effect: ToolEffect = "read" if verb in ("find", "read") else "write"
+        credential = f"jti-{number // 6_000}-{number % 300}"  # each caller makes twenty calls with one
         note = "as agreed by telephone"
         arguments = canonical({"amount": number * 37 % 500, "note": note, "order_id": number % 9973})
         yield Intent(
             call_id=_id(at_ms, number),
             at_ms=at_ms,
-            face="mcp-http",
-            agent=agent,
-            user=user,
-            tenant=tenant,
-            issuer=principal.issuer,
-            principal_key=principal.key,
-            credential_id=f"jti-{number // 6_000}-{number % 300}",  # each caller makes twenty calls with one
+            caller=Caller("mcp-http", agent, user, tenant, principal.issuer, principal.key, credential),
+            called=Called(
+                tool,
+                "1",
+                effect,
+                digest_of(tool.encode()),
+                backend,
+                f"{backend}/usual",
+                digest_of(b"policy"),
+                "redacted",
+            ),
             request_id=str(number),
             trace_id=f"{number:032x}",
-            tool=tool,
-            tool_version="1",
-            tool_effect="read" if verb in ("find", "read") else "write",
-            definition=digest_of(tool.encode()),
-            backend=backend,
-            rule=f"{backend}/usual",
-            policy_version=digest_of(b"policy"),
             arguments_digest=digest_of(arguments),
-            record="redacted",
             kept=arguments,
+            kept_digest=digest_of(arguments),
             laps_us={"resolve": 3, "validate": 9, "authorise": 14},
         )
 
@@ -143,14 +143,16 @@ def _call(tx: Transaction, number: int, intent: Intent, *, waits: bool) -> None:
         admission.admit(tx, replace(intent, refusal=(code, stage, message)))
         return
     if kind == len(REFUSALS) or waits:
+        kept = canonical({**orjson.loads(intent.kept or b"{}"), "n": number})
         intent = replace(
             intent,
             terms=HoldTerms("a person must look", expires_in_ms=30 * DAY_MS, scopes=("broker.review",)),
             arguments=intent.kept or b"{}",
-            principal=orjson.dumps({"agent": intent.agent, "user": intent.user, "owner": ""}),
-            kept=canonical({**orjson.loads(intent.kept or b"{}"), "n": number}),
+            principal=orjson.dumps({"agent": intent.caller.agent, "user": intent.caller.user, "owner": ""}),
+            kept=kept,
+            kept_digest=digest_of(kept),
             arguments_digest=digest_of(b"%d" % number),
-            rule=f"{intent.backend}/large",
+            called=intent.called._replace(rule=f"{intent.called.backend}/large"),
         )
         admission.admit(tx, intent)
         if waits:
@@ -166,7 +168,7 @@ def _call(tx: Transaction, number: int, intent: Intent, *, waits: bool) -> None:
 
 def _daily(intent: Intent) -> Charge:
     day = intent.at_ms // DAY_MS * DAY_MS
-    return Charge("daily", f"agent={intent.agent}", "count", 10**9, starts_at_ms=day, resets_at_ms=day + DAY_MS)
+    return Charge("daily", f"agent={intent.caller.agent}", "count", 10**9, starts_at_ms=day, resets_at_ms=day + DAY_MS)
 
 
 def _outcome(intent: Intent, number: int, *, result: bytes = b"") -> Outcome:

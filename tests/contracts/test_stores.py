@@ -29,6 +29,7 @@ from tests.records import (
     open_store,
     outcome,
     rate,
+    said_by,
 )
 
 pytestmark = pytest.mark.anyio
@@ -61,7 +62,7 @@ async def test_an_admitted_call_is_recorded_as_dispatching_and_then_as_it_ended(
     assert recorded is not None
     assert (recorded.state, recorded.effect, recorded.at_ms) == ("dispatching", "none", NOW)
     for name in ("agent", "user", "tenant", "tool", "tool_version", "rule", "policy_version", "backend", "definition"):
-        assert getattr(recorded, name) == getattr(call, name)
+        assert getattr(recorded, name) == said_by(call)[name]
     assert (recorded.request_id, recorded.trace_id, recorded.arguments_digest) == (
         call.request_id,
         call.trace_id,
@@ -87,7 +88,7 @@ async def test_who_follows_is_told_all_that_an_entry_says(store: Store) -> None:
     told = [event.body["set"] for event in (await store.entries_after(0, ("intent",), 10)).events]
     for call, said in zip(calls, told, strict=True):
         for name in ("agent", "user", "principal_key", "credential_id", "request_id", "tool", "rule", "policy_version"):
-            assert said[name] == getattr(call, name)
+            assert said[name] == said_by(call)[name]
         assert (said["state"], said["effect"]) == ("dispatching", "none")
 
 
@@ -283,12 +284,12 @@ async def test_a_held_call_is_approved_claimed_once_run_and_collected(store: Sto
     await store.finish(outcome(call.call_id, result=b'{"content":[]}'))
     assert await store.held_arguments(call.call_id) is None
     assert await store.collect(call.call_id, "somebody else", NOW + 9) is None
-    collected = await store.collect(call.call_id, call.principal_key, NOW + 9)
+    collected = await store.collect(call.call_id, call.caller.principal_key, NOW + 9)
     assert collected is not None
     assert (collected.result, collected.invocation.state) == (b'{"content":[]}', "succeeded")
     assert collected.invocation.hold is not None
     assert collected.invocation.hold.collected_at_ms == NOW + 9
-    again = await store.collect(call.call_id, call.principal_key, NOW + 10)
+    again = await store.collect(call.call_id, call.caller.principal_key, NOW + 10)
     assert again is not None
     assert again.invocation.hold is not None
     assert (again.result, again.invocation.hold.collected_at_ms) == (b'{"content":[]}', NOW + 9)
@@ -314,7 +315,7 @@ async def test_the_same_call_attaches_to_its_hold_until_it_is_collected(store: S
     call = held_intent(arguments={"amount": 900}, charges=(count(5),))
     await store.admit(call)
 
-    async def ask(amount: float = 900, definition: str = call.definition) -> str:
+    async def ask(amount: float = 900, definition: str = call.called.definition) -> str:
         attempt = await store.admit(
             held_intent(arguments={"amount": amount}, definition=definition, charges=(count(5),))
         )
@@ -333,7 +334,7 @@ async def test_the_same_call_attaches_to_its_hold_until_it_is_collected(store: S
     assert await ask() == "attached"
     await store.finish(outcome(call.call_id, result=b"{}"))
     assert await ask() == "attached"
-    await store.collect(call.call_id, call.principal_key, NOW + 9)
+    await store.collect(call.call_id, call.caller.principal_key, NOW + 9)
     assert await ask() == "held"
 
 
@@ -381,7 +382,7 @@ async def test_what_was_approved_is_not_run_after_it_expired(store: Store) -> No
 async def test_a_caller_that_asks_after_the_end_learns_of_it_before_any_sweep(store: Store) -> None:
     call = held_intent()
     await store.admit(call)
-    collected = await store.collect(call.call_id, call.principal_key, NOW + HOUR)
+    collected = await store.collect(call.call_id, call.caller.principal_key, NOW + HOUR)
     assert collected is not None
     assert collected.invocation.state == "expired"
 
@@ -408,7 +409,7 @@ async def test_there_is_no_review_of_what_was_never_held(store: Store) -> None:
     for call_id in (call.call_id, "nonsense"):
         with pytest.raises(UnknownHold):
             await store.review(decide(call_id))
-        assert await store.collect(call_id, call.principal_key, NOW) is None
+        assert await store.collect(call_id, call.caller.principal_key, NOW) is None
 
 
 async def test_a_concurrency_quota_is_taken_when_the_held_call_runs(store: Store) -> None:
@@ -485,7 +486,7 @@ async def test_questions_filter_by_every_field_and_come_newest_first(store: Stor
     assert await ask(states=("held",)) == [3]
     assert await ask(held_only=True) == [3]
     assert await ask(since_ms=NOW + 10, until_ms=NOW + 30) == [2, 1]
-    assert await ask(tenant="acme", principal_key=calls[0].principal_key) == [0]
+    assert await ask(tenant="acme", principal_key=calls[0].caller.principal_key) == [0]
     assert await ask(tenant="other") == []
     assert await ask(after=calls[1].call_id) == [2, 3]
     assert await ask(oldest_first=True, limit=3) == [0, 1, 2]

@@ -47,7 +47,7 @@ async def live_a_little(store: Store, round_: int) -> None:
         if decision == "approve":
             await store.claim(held.call_id, NOW + 2)
             await store.finish(outcome(held.call_id, result=b"{}"))
-            await store.collect(held.call_id, held.principal_key, NOW + 9)
+            await store.collect(held.call_id, held.caller.principal_key, NOW + 9)
     await store.note("reload", {"version": "sha256:x"})
     other = intent(agent="dog", charges=(count(500),))
     await store.admit(other)

@@ -72,7 +72,7 @@ async def test_arguments_and_results_of_held_calls_cannot_be_read_in_the_files(t
         assert await store.held_arguments(sealed.call_id) == sealed.arguments
         await run_held(store, sealed.call_id)
         assert CANARY.encode() not in everything_in(tmp_path)
-        collected = await store.collect(sealed.call_id, sealed.principal_key, NOW + 9)
+        collected = await store.collect(sealed.call_id, sealed.caller.principal_key, NOW + 9)
         assert collected is not None
         assert CANARY.encode() in collected.result
         await store.admit(intent(arguments={"text": CANARY}))
@@ -129,16 +129,16 @@ async def test_results_are_deleted_some_time_after_they_were_collected(
         for call in (collected, waiting):
             await store.admit(call)
             await run_held(store, call.call_id)
-        await store.collect(collected.call_id, collected.principal_key, NOW + 9)
+        await store.collect(collected.call_id, collected.caller.principal_key, NOW + 9)
         await store.sweep(NOW + 2 * HOUR)  # an hour after its hold would have expired
-        kept = await store.collect(collected.call_id, collected.principal_key, NOW + HOUR)
+        kept = await store.collect(collected.call_id, collected.caller.principal_key, NOW + HOUR)
         assert kept is not None
         assert kept.result
         await store.sweep(NOW + 2 * HOUR + 10)
-        gone = await store.collect(collected.call_id, collected.principal_key, NOW + HOUR)
+        gone = await store.collect(collected.call_id, collected.caller.principal_key, NOW + HOUR)
         assert gone is not None
         assert gone.result == b""
-        still = await store.collect(waiting.call_id, waiting.principal_key, NOW + 2 * HOUR)
+        still = await store.collect(waiting.call_id, waiting.caller.principal_key, NOW + 2 * HOUR)
         assert still is not None
         assert still.result
     finally:

@@ -8,12 +8,13 @@ call id that exists, which no client can choose, is found out after something wa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from operator import attrgetter
+from dataclasses import replace
 from typing import Any
 
+from orjson import Fragment
+
 from broker.errors import Conflict
-from broker.model.canonical import canonical, digest_of
+from broker.model.canonical import canonical
 from broker.model.invocation import Admission, Intent, Invocation
 from broker.model.quota import QuotaState, room
 from broker.stores.sqlite import grant, hold, idempotency, payloads, quota
@@ -27,15 +28,13 @@ _INSERTED = (
 )  # fmt: skip
 _INSERT = f"""insert into invocation ({", ".join(f'"{name}"' for name in _INSERTED)})
     values ({", ".join("?" * len(_INSERTED))}) on conflict (call_id) do nothing"""  # noqa: S608 – constants
-_OWN = ("request_id", "trace_id", "arguments_digest", "held", "code", "stage", "message", "quotas", "laps_us")
+_OWN = ("request_id", "trace_id", "arguments_digest", "held", "code", "stage", "message")
 
 _KEEP = "insert into payload (call_id, part, body) values (?, 'kept', ?)"
 
 _DENIED = Admission("denied")
 _GO = Admission("dispatching")
 _WENT_WELL = ("", "", "")
-_QUOTA = tuple(field.name for field in fields(QuotaState))
-_values = attrgetter(*_QUOTA)  # `asdict` was a third of an admission
 
 
 def admit(tx: Transaction, intent: Intent) -> Admission:
@@ -103,8 +102,8 @@ def _granted(tx: Transaction, intent: Intent) -> Admission | None:
         tx.db.execute("release granted")
         return _over(tx, intent, over)
     tx.db.execute("release granted")
-    runs = replace(intent, rule=f"grant/{used}", terms=None)
-    _write(tx, runs, "dispatching", states=states, facts={"grant": used, "held_by": intent.rule})
+    runs = replace(intent, called=intent.called._replace(rule=f"grant/{used}"), terms=None)
+    _write(tx, runs, "dispatching", states=states, facts={"grant": used, "held_by": intent.called.rule})
     return Admission("dispatching", quotas=states)
 
 
@@ -126,66 +125,64 @@ def _write(
     first: str = "",
 ) -> None:
     """The row, what is kept of the arguments, and the entry. Raises Undo when there is such a call."""
-    code, stage, message = refusal
-    quotas = [dict(zip(_QUOTA, _values(one), strict=True)) for one in states]
-    # Positional, in the order of CALLER, CALLED and _INSERTED: this runs for every call.
-    caller = (
-        intent.face,
-        intent.agent,
-        intent.user,
-        intent.tenant,
-        intent.issuer,
-        intent.principal_key,
-        intent.credential_id,
-    )
-    called = (
-        intent.tool,
-        intent.tool_version,
-        intent.tool_effect,
-        intent.definition,
-        intent.backend,
-        intent.rule,
-        intent.policy_version,
-        intent.record,
-        tx.ledger.chain if state == "dispatching" else "",
-        state,
-        "none",
-    )
-    held = 0 if intent.terms is None else 1
-    own = (intent.request_id, intent.trace_id, intent.arguments_digest, held, code, stage, message)
-    packed = (canonical(quotas).decode() if quotas else "[]", canonical(intent.laps_us).decode())
-    row = (
+    caller, called = intent.caller, intent.called
+    begun = (tx.ledger.chain if state == "dispatching" else "", state, "none")
+    own = (
+        intent.request_id, intent.trace_id, intent.arguments_digest, 0 if intent.terms is None else 1, *refusal,
+    )  # fmt: skip
+    quotas = canonical([_said(one) for one in states]).decode() if states else "[]"
+    laps = canonical(intent.laps_us).decode()
+    row = (  # in the order of _INSERTED
         intent.call_id,
         intent.at_ms,
         intent.at_ms,
-        tx.context.callers.id(tx.rows, (intent.face, intent.issuer, intent.principal_key)),
-        tx.context.called.id(tx.rows, (*called[1:5], intent.policy_version, intent.record)),
-        intent.agent,
-        intent.user,
-        intent.tenant,
-        intent.credential_id,
-        intent.tool,
-        intent.rule,
-        *called[-3:],
+        tx.context.callers.id(tx.rows, caller),
+        tx.context.called.id(tx.rows, called),
+        caller.agent,
+        caller.user,
+        caller.tenant,
+        caller.credential_id,
+        called.tool,
+        called.rule,
+        *begun,
         *own,
-        *packed,
+        quotas,
+        laps,
     )
     tx.rows.begin_call(intent.call_id)
     if not tx.rows.put(_INSERT, row):
         raise Undo(Conflict(f"Call {intent.call_id} is already recorded.", call_id=intent.call_id))
-    said = {name: value for name, value in zip(_OWN, (*own, quotas, intent.laps_us), strict=True) if value}
+    said: dict[str, Any] = {name: value for name, value in zip(_OWN, own, strict=True) if value}
+    if states:
+        said["quotas"] = Fragment(quotas)
+    if intent.laps_us:
+        said["laps_us"] = Fragment(laps)
     body: dict[str, Any] = {"set": said, **(facts or {})}
     if (intent.key or intent.derived) and state != "denied":
         idempotency.take(tx, intent, intent.call_id, first)
         body["key"] = intent.key or intent.derived
     if intent.kept is not None:
-        kept = digest_of(intent.kept)
-        body["kept"] = kept == intent.arguments_digest or kept
+        body["kept"] = intent.kept_digest == intent.arguments_digest or intent.kept_digest
         tx.rows.put(_KEEP, (intent.call_id, intent.kept))
     if intent.sealed or intent.macs:
         body |= payloads.keep(tx, intent.call_id, intent.sealed, intent.macs)
     if state == "dispatching":
         tx.ledger.append_intent(intent.call_id, intent.at_ms, body, caller, called)
         return
-    said.update((name, value) for name, value in zip((*CALLER, *CALLED), (*caller, *called), strict=True) if value)
+    also = zip((*CALLER, *CALLED), (*caller, *called, *begun), strict=True)
+    said.update((name, value) for name, value in also if value)
     tx.ledger.append(state, intent.call_id, intent.at_ms, body)
+
+
+def _said(one: QuotaState) -> dict[str, Any]:
+    """All its fields; `asdict` was a third of an admission."""
+    return {
+        "quota": one.quota,
+        "bucket": one.bucket,
+        "kind": one.kind,
+        "limit": one.limit,
+        "left": one.left,
+        "unit": one.unit,
+        "retry_after_ms": one.retry_after_ms,
+        "resets_at_ms": one.resets_at_ms,
+    }

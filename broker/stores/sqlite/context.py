@@ -8,7 +8,9 @@ does what is another with each token. Rows here are only ever added: they say no
 from __future__ import annotations
 
 import sqlite3
+from operator import attrgetter
 
+from broker.model.invocation import Called, Caller
 from broker.stores.sqlite.rows import Rows
 
 CALLER = ("face", "issuer", "principal_key")
@@ -42,20 +44,21 @@ class Names:
     """The ids of one of the two tables, by its values."""
 
     def __init__(self, table: str, columns: tuple[str, ...]) -> None:
-        self._find, self._add = _find(table, columns), _add(table, columns)
-        self._known: dict[tuple[str, ...], int] = {}
+        self._find, self._add, self._values = _find(table, columns), _add(table, columns), attrgetter(*columns)
+        self._known: dict[Caller | Called, int] = {}
 
-    def id(self, rows: Rows, values: tuple[str, ...]) -> int:
+    def id(self, rows: Rows, one: Caller | Called) -> int:
         """Inside the writer's transaction. Raises sqlite3.Error."""
-        return self._known.get(values) or self._look(rows.connection, values)
+        return self._known.get(one) or self._look(rows.connection, one)
 
-    def _look(self, db: sqlite3.Connection, values: tuple[str, ...]) -> int:
+    def _look(self, db: sqlite3.Connection, one: Caller | Called) -> int:
+        values = self._values(one)
         found = db.execute(self._find, values).fetchone()
-        one = int(found[0]) if found else db.execute(self._add, values).lastrowid or 0
+        number = int(found[0]) if found else db.execute(self._add, values).lastrowid or 0
         if len(self._known) == KNOWN:
             self._known.clear()
-        self._known[values] = one
-        return one
+        self._known[one] = number
+        return number
 
     def forget(self) -> None:
         """A transaction was rolled back, and perhaps one of these with it."""

@@ -52,7 +52,7 @@ def attach(tx: Transaction, intent: Intent) -> Invocation | None:
     known = like(tx.db, intent)
     if known is None:
         return None
-    facts = {"attempt": intent.call_id, "face": intent.face, "request_id": intent.request_id}
+    facts = {"attempt": intent.call_id, "face": intent.caller.face, "request_id": intent.request_id}
     tx.ledger.append("attached", known, intent.at_ms, facts)
     return queries.one(tx.db, known)
 
@@ -65,12 +65,14 @@ def like(db: sqlite3.Connection, intent: Intent) -> str | None:
 
 def over_cap(tx: Transaction, intent: Intent) -> QuotaState | None:
     """Whether the agent has as many holds open as it may: the quota `open_holds`."""
-    whose = (intent.agent, intent.tenant, intent.issuer)
-    over = _over(intent, tx.db.execute(_OPEN_HOLDS, whose).fetchone(), tx.open_per_agent, f"agent={intent.agent}")
+    whose = (intent.caller.agent, intent.caller.tenant, intent.caller.issuer)
+    over = _over(
+        intent, tx.db.execute(_OPEN_HOLDS, whose).fetchone(), tx.open_per_agent, f"agent={intent.caller.agent}"
+    )
     of_rule = intent.terms.open_per_agent if intent.terms is not None else 0
     if over is None and of_rule:
-        counted = tx.db.execute(f"{_OPEN_HOLDS} and i.rule = ?", (*whose, intent.rule)).fetchone()
-        over = _over(intent, counted, of_rule, f"agent={intent.agent},rule={intent.rule}")
+        counted = tx.db.execute(f"{_OPEN_HOLDS} and i.rule = ?", (*whose, intent.called.rule)).fetchone()
+        over = _over(intent, counted, of_rule, f"agent={intent.caller.agent},rule={intent.called.rule}")
     return over
 
 
@@ -100,7 +102,7 @@ def columns(intent: Intent, charges: tuple[Charge, ...]) -> dict[str, Any]:
         "expires_at_ms": intent.at_ms + terms.expires_in_ms,
         "scopes": list(terms.scopes),
         "groups": list(terms.groups),
-        "persons": sorted({person(name) for name in (intent.user, intent.agent, owner) if name}),
+        "persons": sorted({person(name) for name in (intent.caller.user, intent.caller.agent, owner) if name}),
         "charges": [asdict(charge) for charge in charges],
         "terms": {
             "quorum": terms.quorum,

@@ -34,7 +34,7 @@ def known(tx: Transaction, intent: Intent) -> tuple[Invocation | None, str]:
         row = tx.db.execute(
             "select call_id, tool, arguments_digest, until_ms, first from idempotency "
             "where principal_key = ? and key = ?",
-            (intent.principal_key, key),
+            (intent.caller.principal_key, key),
         ).fetchone()
         if row is None or 0 < row[3] <= intent.at_ms:
             continue
@@ -43,10 +43,15 @@ def known(tx: Transaction, intent: Intent) -> tuple[Invocation | None, str]:
         if invocation is None or _is_free(invocation):
             first = first or row[4] or call_id
             continue
-        if (tool, arguments_digest) != (intent.tool, intent.arguments_digest):
+        if (tool, arguments_digest) != (intent.called.tool, intent.arguments_digest):
             raise _conflict(intent, tool, call_id)
         # An entry of no call: a call that is over stays over, so that the verifier need not remember it for ever.
-        facts = {"first": call_id, "attempt": intent.call_id, "face": intent.face, "request_id": intent.request_id}
+        facts = {
+            "first": call_id,
+            "attempt": intent.call_id,
+            "face": intent.caller.face,
+            "request_id": intent.request_id,
+        }
         tx.ledger.append("replayed", "", intent.at_ms, facts)
         return invocation, ""
     return None, first
@@ -61,7 +66,7 @@ def _keys(intent: Intent) -> Iterator[tuple[str, int]]:
 
 
 def _conflict(intent: Intent, tool: str, call_id: str) -> Conflict:
-    what = "other arguments" if tool == intent.tool else f"the tool {tool}"
+    what = "other arguments" if tool == intent.called.tool else f"the tool {tool}"
     return Conflict(
         f"Refused: this idempotency key was used before, with {what}. Nothing was done.",
         next_step="Take a new key for a new call; where the tool makes the key of its arguments, it was called for the "
@@ -83,7 +88,16 @@ def take(tx: Transaction, intent: Intent, call_id: str, first: str = "") -> None
         tx.db.execute(
             "insert or replace into idempotency (principal_key, key, call_id, tool, arguments_digest, at_ms, until_ms, "
             "first) values (?, ?, ?, ?, ?, ?, ?, ?)",
-            (intent.principal_key, key, call_id, intent.tool, intent.arguments_digest, intent.at_ms, until_ms, first),
+            (
+                intent.caller.principal_key,
+                key,
+                call_id,
+                intent.called.tool,
+                intent.arguments_digest,
+                intent.at_ms,
+                until_ms,
+                first,
+            ),
         )
 
 

@@ -40,14 +40,14 @@ from typing import Any
 from broker import __version__
 from broker.errors import RecordUnavailable
 from broker.model.canonical import canonical
+from broker.model.invocation import Called, Caller
 from broker.model.ledger import Head, Heads
 from broker.stores.sqlite.rows import Rows
 
 SEEN = 16
 SAID = 4096  # callers and tools that are remembered, so that not each intent has to say them
-CALLER = ("face", "agent", "user", "tenant", "issuer", "principal_key", "credential_id")
-CALLED = ("tool", "tool_version", "tool_effect", "definition", "backend", "rule", "policy_version", "record", "writer",
-          "state", "effect")  # fmt: skip
+CALLER = Caller._fields
+CALLED = (*Called._fields, "writer", "state", "effect")
 RESERVED = frozenset(
     {"chain", "chain_end", "chain_died", "intent", "held", "denied", "attached", "outcome", "review", "claim", "expiry",
      "recovery", "withdrawal", "collected", "replayed", "payloads_deleted", "payload_read", "erasure", "outage",
@@ -70,7 +70,7 @@ class Ledger:
         self._on_begin = on_begin
         self._seq = 0
         self._prev = b""
-        self._said: dict[tuple[str, ...], int] = {}  # values of CALLER or CALLED -> the seq that says them, ascending
+        self._said: dict[Caller | Called, int] = {}  # -> the seq that says it, ascending
 
     @property
     def has_begun(self) -> bool:
@@ -101,10 +101,9 @@ class Ledger:
             self._begin(at_ms)
         self._append(kind, call_id, at_ms, canonical(body))
 
-    def append_intent(
-        self, call_id: str, at_ms: int, body: dict[str, Any], caller: tuple[str, ...], called: tuple[str, ...]
-    ) -> None:
-        """Add the entry of an admitted call. body: its `set` without the columns of CALLER and CALLED; it is completed.
+    def append_intent(self, call_id: str, at_ms: int, body: dict[str, Any], caller: Caller, called: Called) -> None:
+        """Add the entry of an admitted call, which is this chain's and dispatching. body: its `set` without the columns
+        of CALLER and CALLED; it is completed.
 
         Raises as `append`.
         """
@@ -112,19 +111,19 @@ class Ledger:
             self._begin(at_ms)
         said = body["set"]
         named = [
-            self._said.get(caller) or self._say(said, CALLER, caller),
-            self._said.get(called) or self._say(said, CALLED, called),
+            self._said.get(caller) or self._say(said, caller, CALLER, caller),
+            self._said.get(called) or self._say(said, called, CALLED, (*called, self.chain, "dispatching", "none")),
         ]
         if any(named):
             body["as"] = named
         self.append("intent", call_id, at_ms, body)
 
-    def _say(self, said: dict[str, Any], names: tuple[str, ...], values: tuple[str, ...]) -> int:
+    def _say(self, said: dict[str, Any], one: Caller | Called, names: tuple[str, ...], values: tuple[str, ...]) -> int:
         """Have the next entry say them itself, for others to name: 0."""
         said.update(zip(names, values, strict=True))
         if len(self._said) == SAID:
             del self._said[next(iter(self._said))]
-        self._said[values] = self._seq + 1
+        self._said[one] = self._seq + 1
         return 0
 
     def _append(self, kind: str, call_id: str, at_ms: int, body: bytes) -> None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from broker.model.quota import RESERVING, Charge, QuotaKind, QuotaState
 from broker.stores.sqlite import rate, repeat
@@ -82,12 +83,14 @@ def charge(
             state = seen.state(one)
             return (state,), state
         looks.append(seen)
+    states: list[QuotaState] = []
     for one, seen in zip(charges, looks, strict=True):
         _put(tx.rows, one, seen, now_ms)
+        states.append(seen.state(one))
         if one.kind in RESERVING or (held and one.kind == "count"):
             key = (call_id, one.quota, one.bucket, one.kind, seen.starts_at_ms, one.unit, one.amount)
             tx.rows.put(_RESERVE, key)
-    return tuple(seen.state(one) for one, seen in zip(charges, looks, strict=True)), None
+    return tuple(states), None
 
 
 def left(db: sqlite3.Connection, charges: Sequence[Charge], now_ms: int) -> list[QuotaState]:
@@ -106,39 +109,7 @@ def _look(rows: Rows, one: Charge, now_ms: int) -> Look:
         return rate.look(rows.connection, one, now_ms)
     if one.kind in ("repeat", "errors"):
         return repeat.look(rows.connection, one, now_ms)
-    return _calendar(rows, one, now_ms)
-
-
-def _put(rows: Rows, one: Charge, seen: Look, now_ms: int) -> None:
-    if one.kind == "errors":
-        repeat.watch(rows.connection, one, seen)
-    elif one.kind in ("rate", "repeat"):
-        rate.put(rows.connection, one, seen)
-    elif seen.settings is None:
-        used, reserved = (one.amount, 0) if one.kind == "count" else (0, one.amount)
-        window = (seen.starts_at_ms, seen.resets_at_ms)
-        new = (one.quota, one.bucket, one.kind, *window, one.unit, one.limit, used, reserved, now_ms)
-        rows.connection.execute(_TAKE, new)
-    else:
-        _take_more(rows, one, seen.starts_at_ms, now_ms)
-
-
-def _take_more(rows: Rows, one: Charge, starts_at_ms: int, now_ms: int) -> None:
-    window = rows.windows.get((one.quota, one.bucket, one.kind))
-    if window is not None and window.row:
-        window.row[:4] = window.row[0] + one.amount, one.limit, one.unit, max(window.row[3], now_ms)
-    else:
-        row = [one.amount, one.limit, one.unit, now_ms, one.quota, one.bucket, starts_at_ms]
-        if window is None:
-            rows.connection.execute(_TAKE_MORE[one.kind], row)
-            return
-        window.row = row
-        rows.put(_TAKE_MORE[one.kind], row)
-    window.taken += one.amount
-
-
-def _calendar(rows: Rows, one: Charge, now_ms: int) -> Look:
-    """count and cost; concurrency is one window without an end."""
+    # count and cost; concurrency is one window without an end
     key = (one.quota, one.bucket, one.kind)
     window = rows.windows.get(key)
     if window is not None and window.starts_at_ms == one.starts_at_ms and window.looked_at_ms <= now_ms:
@@ -154,6 +125,31 @@ def _calendar(rows: Rows, one: Charge, now_ms: int) -> Look:
     fits = one.amount <= room
     retry_ms = 0 if fits else _retry_after(one, resets, now_ms)
     return Look(fits, room, retry_ms, starts, resets, settings=_THERE if found else None)
+
+
+def _put(rows: Rows, one: Charge, seen: Look, now_ms: int) -> None:
+    if one.kind == "errors":
+        repeat.watch(rows.connection, one, seen)
+    elif one.kind in ("rate", "repeat"):
+        rate.put(rows.connection, one, seen)
+    elif seen.settings is None:
+        used, reserved = (one.amount, 0) if one.kind == "count" else (0, one.amount)
+        window = (seen.starts_at_ms, seen.resets_at_ms)
+        new = (one.quota, one.bucket, one.kind, *window, one.unit, one.limit, used, reserved, now_ms)
+        rows.connection.execute(_TAKE, new)
+    elif (known := rows.windows.get((one.quota, one.bucket, one.kind))) is None:
+        rows.connection.execute(_TAKE_MORE[one.kind], _more(one, seen, now_ms))
+    else:
+        known.taken += one.amount
+        if known.row:
+            known.row[:4] = known.row[0] + one.amount, one.limit, one.unit, max(known.row[3], now_ms)
+        else:
+            known.row = _more(one, seen, now_ms)
+            rows.put(_TAKE_MORE[one.kind], known.row)
+
+
+def _more(one: Charge, seen: Look, now_ms: int) -> list[Any]:
+    return [one.amount, one.limit, one.unit, now_ms, one.quota, one.bucket, seen.starts_at_ms]
 
 
 def _retry_after(one: Charge, resets_at_ms: int, now_ms: int) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, TypeVar
 
+from orjson import Fragment
+
 from broker.data import dataclass, field
 from broker.errors import BrokerError
 from broker.model.canonical import canonical
@@ -106,15 +108,17 @@ def advance(
     facts: what the entry's body says beside `set`. False when the call is not in a state that leads there; nothing is
     written then.
     """
-    change = change or {}
-    columns = dict(change)
+    columns = dict(change or {})
+    # An outcome says it all: what it does not mention is empty.
+    said = {name: value for name, value in columns.items() if value or kind != "outcome"}
     if "laps_us" in columns:
-        columns["laps_us"] = canonical(columns["laps_us"]).decode()
+        columns["laps_us"] = laps = canonical(columns["laps_us"]).decode()
+        if "laps_us" in said:
+            said["laps_us"] = Fragment(laps)
     sql = _advance(target, tuple(columns), all_laps=all_laps)
     tx.rows.begin_call(call_id)
     if not tx.rows.put(sql, (at_ms, *columns.values(), call_id)):
         return False
-    if kind == "outcome":  # says it all: what it does not mention is empty
-        change = {name: value for name, value in change.items() if value}
-    tx.ledger.append(kind, call_id, at_ms, {**(facts or {}), "set": {**change, "state": target}})
+    said["state"] = target
+    tx.ledger.append(kind, call_id, at_ms, {**(facts or {}), "set": said})
     return True

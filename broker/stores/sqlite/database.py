@@ -20,13 +20,18 @@ from functools import lru_cache
 from pathlib import Path
 from time import monotonic, sleep
 
+import structlog
+
 from broker.errors import RecordUnavailable
 from broker.model.principal import person
 from broker.stores.sqlite.migrations import Migrations
 
 BUSY_S = 5.0  # how long a statement waits for another connection's lock
-MIGRATE_S = 30.0  # how long a start waits for another process that migrates
+MIGRATE_S = 600.0  # how long a start waits for another process that migrates: a million calls take half a minute
+TELL_S = 2.0  # after so much of it, it is said
 APPLICATION_ID = 0x42524B52  # "BRKR" at byte 68 of the file, so that a foreign database is not taken for ours
+
+log = structlog.get_logger("broker.store")
 
 _KEPT: dict[tuple[int, int], int] = {}  # (device, inode) -> descriptor; see `_descriptor`
 
@@ -210,13 +215,17 @@ def _lock(path: Path) -> Generator[None]:
     """Be the only process that migrates. Raises RecordUnavailable after MIGRATE_S."""
     descriptor = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
-        until = monotonic() + MIGRATE_S
+        began, told = monotonic(), False
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if monotonic() > until:
+                waited = monotonic() - began
+                if waited > TELL_S and not told:
+                    told = True
+                    log.warning("another process migrates the database; waiting for it", database=str(path))
+                if waited > MIGRATE_S:
                     raise RecordUnavailable(
                         f"Another process has been migrating {path} for {MIGRATE_S:.0f} s.",
                         next_step="End it and start again.",

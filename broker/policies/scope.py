@@ -13,14 +13,15 @@ from broker.policies.spec import PolicyKind, Spec
 _TOKEN = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")  # RFC 6749 section 3.3, scope-token
 
 
-def _scope(text: str) -> str:
+def check(text: str) -> str:
+    """The scope itself. Raises ValueError for what is none."""
     if not _TOKEN.fullmatch(text):
         raise ValueError("a scope has 1 to 128 visible ASCII characters, no space, quote or backslash (RFC 6749)")
     return text
 
 
 Scope = Annotated[
-    str, AfterValidator(_scope), WithJsonSchema({"type": "string", "pattern": r"^[\x21\x23-\x5b\x5d-\x7e]{1,128}$"})
+    str, AfterValidator(check), WithJsonSchema({"type": "string", "pattern": r"^[\x21\x23-\x5b\x5d-\x7e]{1,128}$"})
 ]
 
 

@@ -288,6 +288,15 @@ def test_words_that_are_no_text_are_refused_in_a_sentence(home: Path) -> None:
     assert (said.code, said.err) == (2, "Error: word 3 of the command line is not UTF-8: text=\\udcff\n")
 
 
+@pytest.mark.parametrize("scope", ["", "a b", 'a"b', "a\tb", "ä", "x" * 129])
+def test_what_is_no_scope_is_given_to_nobody(home: Path, scope: str) -> None:
+    """Two words would be one scope of the client and two of its token."""
+    for command in (["client", "add", "bot"], ["user", "add", "ann"], ["token", "--api-key", "night"]):
+        said = broker(*command, "--scope", scope, cwd=home)
+        assert (said.code, "a scope has 1 to 128" in said.err) == (2, True)
+    assert ok(broker("client", "list", "--json", cwd=home)).json == []
+
+
 def test_credentials_made_by_hand_open_the_door_and_close_again(home: Path) -> None:
     ok(broker("client", "add", "bot", "--scope", "notes.write", cwd=home))
     key = ok(broker("token", "--api-key", "night", "--scope", "notes.write", "--expires", "1d", cwd=home)).out.strip()

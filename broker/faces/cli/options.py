@@ -36,3 +36,13 @@ As = Annotated[
         "--as", metavar="AGENT", help="The agent that asks: a registered client's id, or `local`.", show_default=False
     ),
 ]
+
+
+def scope(text: str) -> str:
+    """For an option that takes scopes. Raises BadParameter: in a token two words would be two scopes."""
+    from broker.policies.scope import check  # imported here: only commands that take scopes pay for it
+
+    try:
+        return check(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text[:64]!r}: {error}") from None

@@ -57,6 +57,7 @@ def issue(
             "--scope",
             metavar="SCOPE",
             show_default=False,
+            parser=options.scope,
             help="Only this scope; may be repeated. Without: all the client has.",
         ),
     ] = None,

@@ -25,7 +25,10 @@ Name = Annotated[
     str, typer.Argument(metavar="NAME", show_default=False, help="The person's name, as it stands in records.")
 ]
 Scopes = Annotated[
-    list[str] | None, typer.Option("--scope", metavar="SCOPE", show_default=False, help="A scope; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--scope", metavar="SCOPE", show_default=False, parser=options.scope, help="A scope; may be repeated."
+    ),
 ]
 Groups = Annotated[
     list[str] | None, typer.Option("--group", metavar="GROUP", show_default=False, help="A group; may be repeated.")

@@ -18,7 +18,7 @@ from os import cpu_count
 from pathlib import Path
 
 from broker.verifier.older import show_as_newer
-from broker.verifier.records import ALL, FoundError, OpenCall, Records, Spot, misplaced
+from broker.verifier.records import ALL, LEAST, FoundError, OpenCall, Records, Spot, misplaced
 from broker.verifier.walk import (
     WRONG,
     Part,
@@ -50,7 +50,7 @@ class Whole:
     records: int = 0
     erased: int = 0
     named: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
-    last_record: int = 0
+    next_record: int = LEAST  # the least id of a record that comes after those of these parts
     fault: tuple[Spot, str] | None = None
 
 
@@ -68,8 +68,8 @@ def walk_all(path: Path, db: sqlite3.Connection, processes: int = 0) -> Whole:
     """Everything in this snapshot of the file. processes: 0 chooses. Raises sqlite3.Error, OSError."""
     last = int(db.execute("select coalesce(max(id), 0) from entry").fetchone()[0])
     count = processes or max(1, min(cpu_count() or 1, PROCESSES, last // ALONE))
-    edges = [0, *(last * number // count for number in range(1, count)), ALL]
-    others = [_start(path, low, high) for low, high in pairwise(edges[:-1])]
+    edges = [LEAST, *(last * number // count for number in range(1, count)), ALL]
+    others = [_start(path, low, high - 1) for low, high in pairwise(edges[:-1])]
     whole = Whole()
     records = Records(db)
     with ExitStack() as stack:
@@ -123,7 +123,7 @@ def _join(whole: Whole, part: Part, db: sqlite3.Connection, records: Records) ->
     whole.entries += part.entries
     whole.records += part.records
     whole.named |= part.named
-    whole.last_record = part.last_record or whole.last_record
+    whole.next_record = part.last_record + 1 if part.records else whole.next_record
 
 
 def _join_chains(whole: Whole, part: Part, _db: sqlite3.Connection, _records: Records) -> None:
@@ -152,8 +152,8 @@ def _join_records(whole: Whole, part: Part, db: sqlite3.Connection, _records: Re
     if part.is_first or part.first_record is None:
         return
     first, spot, call_id = part.first_record
-    between = "select 1 from invocation where id > ? and id < ? limit 1"
-    if first <= whole.last_record or db.execute(between, (whole.last_record, first)).fetchone() is not None:
+    before = "select 1 from invocation where id >= ? and id < ? limit 1"
+    if first < whole.next_record or db.execute(before, (whole.next_record, first)).fetchone() is not None:
         raise misplaced(spot, call_id)
 
 
@@ -162,9 +162,10 @@ def _end(whole: Whole, db: sqlite3.Connection, records: Records) -> None:
     for call in sorted(whole.open.values(), key=lambda call: call.spot[0]):
         records.judge(call)
     whole.erased += records.erased
-    extra = db.execute("select call_id from invocation where id > ? limit 1", (whole.last_record,)).fetchone()
-    if extra is not None:
-        raise FoundError(_nowhere(), _inserted(extra[0]))
+    if whole.next_record <= ALL:
+        extra = db.execute("select call_id from invocation where id >= ? limit 1", (whole.next_record,)).fetchone()
+        if extra is not None:
+            raise FoundError(_nowhere(), _inserted(extra[0]))
     whole.named |= records.said.named()
     for table, id_ in db.execute(_NAMED):
         if (table, id_) not in whole.named:

@@ -19,7 +19,7 @@ from jiter import from_json
 from broker.verifier.said import CALLED_SHARED, CALLER_SHARED, Said, is_no_text
 from broker.verifier.usual import COLUMNS, Entry, Row
 
-ALL = 1 << 62  # beyond every id
+LEAST, ALL = -(1 << 63), (1 << 63) - 1  # ids: whoever can write the file can choose any
 
 _JSON = frozenset({"quotas", "laps_us", "scopes", "groups", "persons", "charges", "terms", "bound", "votes"})
 _FRESH: dict[str, Any] = {"quotas": [], "laps_us": {}}
@@ -93,12 +93,12 @@ class Records:
         self._fresh: dict[str, Any] = {**columns, **dict.fromkeys(_SHARED, ""), **_FRESH}
         self.said = Said(db)
         self._fetch: Callable[[], Row | None] | None = None  # the next row
-        self.erased = self.count = self.last = 0  # last: the id of the last row that was read, 0: none was
+        self.erased = self.count = self.last = 0  # last: the id of the last row that was read, if any was
         self.first: tuple[int, Place, str] | None = None  # the id of the first, which entry opened it, and its call
 
     def begin(self, call_id: str) -> None:
         """Be at this call's record; at the first for ""."""
-        first = 0
+        first = LEAST
         if call_id:
             (first,) = self._db.execute(_RECORD_ID, (call_id,)).fetchone() or (ALL,)
         self._fetch = self._db.execute(_ROWS, (first,)).fetchone

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from jiter import from_json
 
-from broker.verifier.records import FoundError, OpenCall, Place, Records, Spot
+from broker.verifier.records import LEAST, FoundError, OpenCall, Place, Records, Spot
 from broker.verifier.said import is_no_text
 from broker.verifier.usual import Entry, Row, agrees
 
@@ -44,8 +44,8 @@ _FRESH_HOLD: dict[str, Any] = {
 }
 
 _ENTRIES = """select id, chain, seq, at_ms, kind, call_id, body, prev, hash from entry
-    where id >= ? and id < ? order by id"""
-_NEXT = "select id, cast(chain as blob), seq from entry where id > ? order by id limit 1"
+    where id between ? and ? order by id"""
+_NEXT = "select id, cast(chain as blob), seq from entry where id >= ? order by id limit 1"
 
 
 class Telling(NamedTuple):
@@ -82,14 +82,14 @@ class Part:
     records: int = 0
     erased: int = 0
     named: frozenset[tuple[str, int]] = frozenset()  # which rows of `caller` and `called` its records named
-    last_record: int = 0  # id of the last record that entries of this part opened; 0: none did
+    last_record: int = 0  # id of the last record that entries of this part opened, if any did
     first_record: tuple[int, Place, str] | None = None  # id of the first, which entry opened it, and its call
     fault: tuple[Spot, str] | None = None
 
 
 def walk(db: sqlite3.Connection, records: Records, low: int, high: int) -> Part:
-    """Check the entries with low <= id < high. Raises sqlite3.Error; a fault is in what it returns."""
-    part = Part(is_first=low == 0)
+    """Check the entries with low <= id <= high. Raises sqlite3.Error; a fault is in what it returns."""
+    part = Part(is_first=low == LEAST)
     if part.is_first:
         records.begin("")
     try:
@@ -151,7 +151,7 @@ def _entries(db: sqlite3.Connection, low: int, high: int) -> Iterator[Entry]:
     except sqlite3.OperationalError as error:
         if not is_no_text(error):
             raise
-        id_, chain, seq = db.execute(_NEXT, (last,)).fetchone()
+        id_, chain, seq = db.execute(_NEXT, (last + 1,)).fetchone()
         raise FoundError(
             (id_, chain.decode(errors="replace"), seq), "the entry was changed: it is not UTF-8"
         ) from error

@@ -397,13 +397,36 @@ def test_rows_deleted_swapped_or_inserted_are_found(database: Path, statement: s
     fault_after(database, statement)
 
 
-def test_an_inserted_record_is_found(database: Path) -> None:
-    with by_hand(database) as db:
-        names = ", ".join(f'"{name}"' for name in columns("invocation") if name not in ("id", "call_id"))
-        db.execute(f"insert into invocation (call_id, {names}) select 'forged', {names} from invocation where id = 1")
-    found = verify(database)
-    assert found.fault is not None
-    assert "forged" in found.fault.what
+ANY_ID = [-(1 << 63), -5, 0, 1 << 62, (1 << 63) - 1]
+
+
+@pytest.mark.parametrize("id_", ANY_ID)
+def test_an_inserted_record_is_found_whatever_its_id(database: Path, id_: int) -> None:
+    names = ", ".join(f'"{name}"' for name in columns("invocation") if name not in ("id", "call_id"))
+    inserted = f"insert into invocation (id, call_id, {names}) select {id_}, 'forged', {names} from invocation"
+    assert "inserted" in fault_after(database, f"{inserted} where id = 1").what
+
+
+@pytest.mark.parametrize("id_", ANY_ID)
+def test_an_inserted_entry_is_found_whatever_its_id(database: Path, id_: int) -> None:
+    inserted = f"""insert into entry (id, chain, seq, at_ms, kind, call_id, body, prev, hash)
+        select {id_}, chain, 999, at_ms, 'review', call_id, '{{}}', prev, hash from entry where {ENTRY}"""
+    chain, _ = place(database, ENTRY)
+    fault = fault_after(database, inserted)
+    assert (fault.chain, "999" in fault.what) == (chain, True)
+
+
+def test_a_record_is_inserted_where_no_call_is(tmp_path: Path) -> None:
+    async def live() -> None:
+        store = await open_store(tmp_path)
+        await store.note("reload", {"version": "sha256:x"})
+        await store.aclose()
+
+    anyio.run(live)
+    names = [f'"{name}"' for name in columns("invocation") if name != "id"]
+    texts = ", ".join(f"'{number}'" for number in range(len(names)))
+    inserted = f"insert into invocation (id, {', '.join(names)}) values ({ANY_ID[0]}, {texts})"
+    fault_after(tmp_path / "broker.db", inserted)
 
 
 def test_kept_arguments_that_vanish_without_an_entry_are_missed(database: Path) -> None:

@@ -156,7 +156,7 @@ class Http1(asyncio.Protocol):
 
     def whole(self) -> bytes | None:
         """What is left of the body, when the whole answer is here; None when it is not."""
-        if not self._is_done or self.fault is not None:
+        if self._state != "done" or self.fault is not None:
             return None
         pieces, self._pieces, self._held = self._pieces, [], 0
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -228,7 +228,7 @@ class Pipeline:
             if verdict.outcome == "hold":
                 intent = await self._to_hold_with_preview(call, entry, verdict)
             else:
-                intent = self._intent(call, entry, verdict)
+                intent = self._intent(call, entry, verdict, now_ms)
             admission = await self._store.admit(intent)
             laps["admit"] = (perf_counter_ns() - authorised) // 1000
             self._told(call, entry, intent, admission.state)
@@ -317,13 +317,13 @@ class Pipeline:
         call: Call,
         entry: Entry,
         verdict: Verdict,
+        now_ms: int,
         *,
         terms: HoldTerms | None = None,
         sketch: Sketch | None = None,
         grants: tuple[GrantUse, ...] = (),
     ) -> Intent:
         """What is to be committed for a call that may be made or, with terms, held, as things stand now."""
-        now_ms = self._clock.now_ms()
         return recorder.intent(
             call,
             entry,
@@ -344,7 +344,8 @@ class Pipeline:
         now_ms = self._clock.now_ms()
         shown = await self._sketch(call, entry, verdict)
         grants = await self._grants.uses(call, entry, verdict, now_ms)
-        return self._intent(call, entry, verdict, terms=_terms(entry, verdict, now_ms), sketch=shown, grants=grants)
+        terms = _terms(entry, verdict, now_ms)
+        return self._intent(call, entry, verdict, now_ms, terms=terms, sketch=shown, grants=grants)
 
     async def _to_hold_with_preview(self, call: Call, entry: Entry, verdict: Verdict) -> Intent:
         """The same; when it is going to be asked about anew, as far as one can say before it is committed, with what a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import orjson
 
@@ -72,9 +72,9 @@ class Answer:
     def of_json(cls, value: Any, text: bytes, *, status: str = "") -> Answer:
         """The answer that is this JSON value. text: the value as orjson writes it, so that it is not written again."""
         shown, told = text.decode(), text
-        if not isinstance(value, dict):
+        if value.__class__ is not dict:
             value, told = {"result": value}, b'{"result":%s}' % text
-        made = cls(({"type": "text", "text": shown},), cast("dict[str, Any]", value), status=status)
+        made = cls(({"type": "text", "text": shown},), value, status=status)
         made._encoded = b'{"content":[{"type":"text","text":%s}],"isError":false,"structuredContent":%s}' % (
             orjson.dumps(shown), told,
         )  # fmt: skip

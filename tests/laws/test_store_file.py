@@ -199,6 +199,14 @@ async def test_somebody_elses_database_is_refused_and_left_as_it_is(tmp_path: Pa
     assert (tmp_path / "broker.db").read_bytes() == before
 
 
+async def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    """A disk that is not mounted: quotas would begin anew, and no record would know of what was before."""
+    with pytest.raises(RecordUnavailable, match="no folder") as refused:
+        await open_store(tmp_path / "unmounted")
+    assert "Mount it" in refused.value.next_step
+    assert list(tmp_path.iterdir()) == []
+
+
 async def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "cannot be opened" in await refused(tmp_path / "file")

@@ -81,8 +81,12 @@ def migrate(path: Path, *migrations: Migrations, shrinks: bool = False) -> None:
     that costs each commit a little, and a file from which nothing is ever deleted has nothing to give back.
     Raises RecordUnavailable: no such folder, not writable, locked for long, damaged, not ours, or of a newer broker.
     """
+    if not path.parent.exists():
+        raise RecordUnavailable(
+            f"There is no folder {path.parent} for the database, and an empty one made there would know of no call.",
+            next_step="Mount it, make it, or correct `database` in the settings.",
+        )
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _lock(path):
             _create(path)
             check_header(path)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from broker.verifier.older import show_as_newer
 from broker.verifier.records import ALL, LEAST, FoundError, OpenCall, Records, Spot, misplaced
+from broker.verifier.said import CALLED_SHARED, CALLER_SHARED
 from broker.verifier.walk import (
     WRONG,
     Part,
@@ -36,6 +37,12 @@ PROCESSES = 3  # at most; each takes about 30 MB
 
 _STRAY_HOLD = """select call_id from hold
     where call_id not in (select call_id from invocation where held = 1) limit 1"""
+
+_VIEWS = """select name, sql from main.sqlite_schema where type = 'view'
+    and name in ('record', 'entry', 'invocation', 'hold', 'payload', 'caller', 'called')"""
+_RECORD = f"""create view record as select i.*, {", ".join(f"p.{name}" for name in CALLER_SHARED)},
+    {", ".join(f"t.{name}" for name in CALLED_SHARED)} from invocation i
+    cross join caller p on p.id = i.caller cross join called t on t.id = i.called"""  # noqa: S608 – constants
 
 _NAMED = "select 'caller', id from caller union all select 'called', id from called"
 
@@ -170,6 +177,9 @@ def _end(whole: Whole, db: sqlite3.Connection, records: Records) -> None:
     for table, id_ in db.execute(_NAMED):
         if (table, id_) not in whole.named:
             raise FoundError(_nowhere(), f"row {id_} of `{table}` belongs to no record: it was inserted")
+    for name, sql in db.execute(_VIEWS):  # none of the tables may be one
+        if name != "record" or sql.lower().split() != _RECORD.split():
+            raise FoundError(_nowhere(), f"the view `{name}` is not the one that shows all columns of a call")
     stray = db.execute(_STRAY_HOLD).fetchone()
     if stray is not None:
         raise FoundError(_nowhere(), f"call {stray[0]} has a hold that no entry speaks of: it was inserted")

@@ -371,6 +371,16 @@ def test_what_records_have_in_common_is_neither_deleted_nor_inserted(database: P
     fault_after(database, f"delete from {table} where id = 1")
 
 
+@pytest.mark.parametrize(
+    "change", [("t.backend", "'x' as backend"), ("join called t on", "join called t on i.id > 1 and")]
+)
+def test_what_shows_all_columns_of_a_call_is_what_it_was(database: Path, change: tuple[str, str]) -> None:
+    """Statistics are made of the view, and who has the file and a shell reads it."""
+    with by_hand(database) as db:
+        (view,) = db.execute("select sql from sqlite_schema where name = 'record'").fetchone()
+    assert "`record`" in fault_after(database, "drop view record", view.replace(*change)).what
+
+
 @pytest.mark.parametrize("column", columns("hold"))
 def test_a_changed_hold_is_found(database: Path, column: str) -> None:
     fault_after(database, "pragma foreign_keys = off", changed("hold", column, HOLD))

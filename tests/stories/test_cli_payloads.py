@@ -54,6 +54,8 @@ def test_a_call_is_found_by_what_cannot_be_read_read_by_an_auditor_and_erased(ho
     assert found["kept"]["reason"] == "[sealed]"
     assert found["kept"]["order_id"].startswith("hmac:")
     assert broker("log", "--arg", "order_id", cwd=home).code == 2
+    (sums,) = ok(broker("log", "--arg", "order_id=123", "--by", "tool", "--json", cwd=home)).json
+    assert sums["calls"] == 1
     assert ok(broker("log", "--arg", "order_id=125", "--json", cwd=home)).json == []
 
     for name, scope in (("olga", "broker.audit"), ("bob", "broker.review")):

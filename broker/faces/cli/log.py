@@ -131,6 +131,11 @@ def log(
             )
     if broker and tenant:
         raise typer.BadParameter("a remote broker shows your own tenant's calls only", param_hint="--tenant")
+    filters = (*states, agent, user, tenant, tool, backend, rule, code, since, until, search, where, argument)
+    if call and (by or follow or any(filters)):
+        raise typer.BadParameter("one call takes no filter, no --by and no --follow", param_hint="CALL")
+    if follow and (by or until):
+        raise typer.BadParameter("what goes on has no sums and no end: no --by, no --until", param_hint="--follow")
     now_ms = int(datetime.now(UTC).timestamp() * 1000)
     query = InvocationQuery(
         states=cast("tuple[State, ...]", states),
@@ -156,7 +161,7 @@ def log(
     elif call:
         house.run(_one, config, broker, call, as_json)
     elif by:
-        house.run(_sums, config, broker, query, by, sort, as_json)
+        house.run(_sums, config, broker, query, argument or [], by, sort, as_json)
     else:
         house.run(_many, config, broker, query, argument or [], follow, as_json)
 
@@ -207,16 +212,10 @@ async def _many(
     config: Path | None, broker: str, query: InvocationQuery, arguments: list[str], follow: bool, as_json: bool
 ) -> None:
     async with open_source(config, broker) as records:
-        if arguments:
-            try:
-                query = replace(query, macs=macs_of(cast("Store", records.store).mac, arguments))
-            except ValueError as error:
-                raise typer.BadParameter(str(error), param_hint="--arg") from error
+        query = _with_macs(records, query, arguments)
         if follow:
             await _follow(records.store, query, as_json)
-        if query.words:
-            await _in_step(records)
-        query = _bounded(records, query)
+        query = await _bounded(records, query)
         found = list(reversed(await records.store.invocations(query)))
         if len(found) < query.limit:
             await _say_bound(records, query)
@@ -229,9 +228,17 @@ async def _many(
             say("No call fits." if query != InvocationQuery(limit=query.limit) else "No call yet.")
 
 
-async def _sums(config: Path | None, broker: str, query: InvocationQuery, by: By, sort: Sort, as_json: bool) -> None:
+async def _sums(
+    config: Path | None,
+    broker: str,
+    query: InvocationQuery,
+    arguments: list[str],
+    by: By,
+    sort: Sort,
+    as_json: bool,
+) -> None:
     async with open_source(config, broker) as records:
-        query = _bounded(records, query)
+        query = await _bounded(records, _with_macs(records, query, arguments))
         found = sorted(await records.store.sums(query, by), key=FIRST[sort])[: query.limit]
         await _say_bound(records, query)
     if as_json:
@@ -261,8 +268,18 @@ def _sum(one: Group) -> list[str]:
     ]
 
 
-def _bounded(source: Records | Remote, query: InvocationQuery) -> InvocationQuery:
-    """A condition alone would have the arguments of all calls of all times read; a remote broker has its own bound."""
+def _with_macs(source: Records | Remote, query: InvocationQuery, arguments: list[str]) -> InvocationQuery:
+    try:
+        return replace(query, macs=macs_of(cast("Store", source.store).mac, arguments)) if arguments else query
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--arg") from error
+
+
+async def _bounded(source: Records | Remote, query: InvocationQuery) -> InvocationQuery:
+    """A condition alone would have the arguments of all calls of all times read; a remote broker has its own bound.
+    Before words are looked for, they are taken in."""
+    if query.words:
+        await _in_step(source)
     narrow = query.tool or query.user or query.code or query.words or query.macs or query.since_ms
     return replace(query, scan=SCAN) if query.where and not narrow and isinstance(source, Records) else query
 

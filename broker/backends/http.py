@@ -179,7 +179,7 @@ class HttpBackend:
         deadline = upstream.now() + timeout_s
         repeatable, left = tool.idempotent or tool.effect == "read", False  # left: a byte of an earlier attempt
         most, pause_s = (self._spec.retry.attempts if repeatable else 1), PAUSE_S
-        exchange = Exchange(deadline, repeatable=repeatable, is_exact=True)
+        exchange = _attempt(deadline, repeatable)
         if not self._places.take():
             await self._places.wait(deadline)
         try:
@@ -197,7 +197,7 @@ class HttpBackend:
                             error.effect = "unknown"
                         raise error from None
                 left = left or exchange.left
-                exchange = Exchange(deadline, repeatable=True, is_exact=True)
+                exchange = _attempt(deadline, repeatable)
                 await anyio.sleep(wait_s)
                 pause_s *= 2
         except TimeoutError:
@@ -344,6 +344,12 @@ class HttpBackend:
     @property
     def offer(self) -> Offer | None:
         return None
+
+
+def _attempt(deadline: float, repeatable: bool) -> Exchange:
+    exchange = Exchange(deadline)
+    exchange.repeatable, exchange.is_exact = repeatable, True
+    return exchange
 
 
 def _text(text: str, status: str) -> Answer:

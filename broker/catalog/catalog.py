@@ -17,6 +17,7 @@ from broker.catalog.uri_template import UriTemplate
 from broker.data import dataclass, field
 from broker.errors import Forbidden
 from broker.model.answer import Answer
+from broker.model.invocation import Called
 from broker.model.part import RESOURCE, Family, Part
 from broker.model.principal import Principal
 from broker.model.quota import Charge
@@ -76,6 +77,7 @@ class Entry:
     dropped: tuple[str, ...] = ()  # of a resource template: patterns of URIs it does not stand for
     metered_by_caller: bool = field(init=False, compare=False)  # what it is charged depends on nothing else of the call
     is_open: bool = field(init=False, compare=False)  # it exists for everybody
+    _called: dict[str, Called] = field(init=False, compare=False, repr=False, default_factory=dict[str, Called])
     _charged: dict[int, _Charged] = field(init=False, compare=False, repr=False, default_factory=dict[int, _Charged])
 
     def __post_init__(self) -> None:
@@ -122,6 +124,16 @@ class Entry:
             return made
         except ValueError as error:
             raise Forbidden(f"Refused: what this call costs cannot be computed: {error}. Nothing was done.") from None
+
+    def called(self, rule: str, policy_version: str) -> Called:
+        """What records say of its calls that this rule has decided; the same object for all."""
+        known = self._called.get(rule)
+        if known is None or known.policy_version != policy_version:
+            tool = self.tool
+            known = self._called[rule] = Called(
+                tool.name, tool.version, tool.effect, tool.definition, tool.backend, rule, policy_version, tool.record
+            )
+        return known
 
     def _remember(self, principal: Principal, made: tuple[Charge, ...]) -> None:
         """These are the charges of each of its calls until one of the windows is over."""

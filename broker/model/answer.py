@@ -74,7 +74,8 @@ class Answer:
         shown, told = text.decode(), text
         if value.__class__ is not dict:
             value, told = {"result": value}, b'{"result":%s}' % text
-        made = cls(({"type": "text", "text": shown},), value, status=status)
+        made = cls(({"type": "text", "text": shown},), value)
+        made.status = status
         made._encoded = b'{"content":[{"type":"text","text":%s}],"isError":false,"structuredContent":%s}' % (
             orjson.dumps(shown), told,
         )  # fmt: skip

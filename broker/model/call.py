@@ -37,9 +37,10 @@ class Call:
     trace_parent: str = ""  # W3C traceparent as received, or ""
     meta: Mapping[str, Any] = NOTHING  # the request's _meta without reserved keys
     capabilities: Mapping[str, Any] = NOTHING  # what the client declared
+    takes_task: bool = False  # its caller can be told that it goes on as a task, and asks for the result later
+    comes_back: bool = False  # its caller can be told that its server asks for another round, and makes it
     progress: Progress | None = None
     back: Back | None = None  # None: nobody who could be told or asked while it runs
-    comes_back: bool = False  # its caller can be told that its server asks for another round, and makes it
     round: Round | None = None  # what the caller sent along with a call that its server has asked it about
     confirming: Confirming | None = None  # it is held already, and its user has been shown where to confirm it
     asked: Literal["tool", "resource", "prompt"] = "tool"  # what `name` names; other than a tool: see model.part
@@ -48,7 +49,6 @@ class Call:
     follow: bool = False  # of a resource: be told of its updates, instead of reading it
     release: Callable[[], None] | None = None  # ends the following; set by the backend
     may_wait: bool = True  # False: a hold answers at once instead of waiting hold.wait_s
-    takes_task: bool = False  # its caller can be told that it goes on as a task, and asks for the result later
     is_cancelled: bool = False  # its caller asked for that, and was not merely gone
     sent_as: str = ""  # the Idempotency-Key downstream when an earlier attempt of this keyed call was given one
     is_plain: bool = False  # was not held and reserves nothing (Outcome.is_plain); known once it is admitted

@@ -2,7 +2,8 @@
 
 `NOTHING` is the default of fields that hold a JSON object nobody changes; a new one for each field of each object would
 cost a call a twentieth of its work. And the classes that refer to this page are not frozen, though nobody changes their
-objects: setting the fields of a frozen one takes twice as long, which was a tenth of a call's work.
+objects: setting the fields of a frozen one takes twice as long, which was a tenth of a call's work. What is made
+for each call is made by position: with one argument by its name, an object of six fields takes three times as long.
 """
 
 from __future__ import annotations

@@ -93,11 +93,11 @@ class Intent:
     sealed: bytes = b""  # what only the auditor may read of the arguments (canonical JSON), b"" when nothing
     macs: tuple[bytes, ...] = ()  # by which the call can be found, see ports.Store.mac
     charges: tuple[Charge, ...] = ()
+    laps_us: Mapping[str, int] = NOTHING  # stage -> microseconds
     terms: HoldTerms | None = None
     arguments: bytes = b""  # canonical JSON of all arguments; given only with `terms`
     principal: bytes = b""  # the principal as JSON, to run the held call later; given only with `terms`
     refusal: tuple[str, str, str] | None = None  # code, stage, message
-    laps_us: Mapping[str, int] = NOTHING  # stage -> microseconds
     key: str = ""  # digest of the caller's idempotency key, "" when it gave none
     derived: str = ""  # the key its tool derives from the arguments, "" when it does not
     derived_ms: int = 0  # how long, from now, that one stands for this call

@@ -48,14 +48,12 @@ def intent(
     digest = digest_of(arguments)
     kept = entry.redaction.kept(call.arguments, arguments, mac) if entry else Kept()
     principal, clear = call.principal, kept.clear
-    called = (
-        Called(call.aside + call.name[:128], "", "", "", "", rule, policy_version, "digest")
-        if entry is None
-        else Called(
-            call.aside + (tool := entry.tool).name, tool.version, tool.effect, tool.definition, tool.backend, rule,
-            policy_version, tool.record,
-        )
-    )  # fmt: skip
+    if entry is None:
+        called = Called(call.name[:128], "", "", "", "", rule, policy_version, "digest")
+    else:
+        called = entry.called(rule, policy_version)
+    if aside := call.aside:
+        called = called._replace(tool=aside + called.tool)
     intent = Intent(  # positional, in the order of its fields: this runs for every call
         call.id,
         at_ms,
@@ -72,7 +70,7 @@ def intent(
         kept.sealed,
         kept.macs,
         charges,
-        laps_us=call.laps_us,
+        call.laps_us,
     )  # fmt: skip
     if refusal is not None:
         intent.refusal = (refusal.code, refusal.stage, refusal.sentence)

@@ -129,19 +129,19 @@ def made(
     trace_parent: str = "",
 ) -> Call:
     """A call of the modern era. trace_parent: of the header, judged; what the `_meta` has takes precedence."""
-    return Call(
-        id=str(uuid_utils.uuid7()),
-        name=name,
-        arguments=arguments,
-        principal=principal,
-        face=face,
-        received_at_ms=now_ms,
-        request_id="" if request_id is None else str(request_id),
-        trace_parent=trace_parent if said.trace_parent is None else said.trace_parent,
-        meta=said.meta,
-        capabilities=said.capabilities,
-        comes_back=True,
-        takes_task=said.takes_tasks and name != held_call.NAME,
+    return Call(  # positional, in the order of its fields: this runs for every call
+        str(uuid_utils.uuid7()),
+        name,
+        arguments,
+        principal,
+        face,
+        now_ms,
+        "" if request_id is None else str(request_id),
+        trace_parent if said.trace_parent is None else said.trace_parent,
+        said.meta,
+        said.capabilities,
+        said.takes_tasks and name != held_call.NAME,
+        True,
     )
 
 

@@ -56,7 +56,7 @@ def admit(tx: Transaction, intent: Intent) -> Admission:
     if over is not None:
         return _over(tx, intent, over)
     _write(tx, intent, "dispatching", states=states, first=first)
-    return Admission("dispatching", quotas=states, sent_as=first)
+    return Admission("dispatching", states, None, None, first)
 
 
 def _known(tx: Transaction, intent: Intent) -> tuple[Invocation | None, str]:

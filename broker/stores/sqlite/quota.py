@@ -124,7 +124,7 @@ def _look(rows: Rows, one: Charge, now_ms: int) -> Look:
     room = one.limit - taken
     fits = one.amount <= room
     retry_ms = 0 if fits else _retry_after(one, resets, now_ms)
-    return Look(fits, room, retry_ms, starts, resets, settings=_THERE if found else None)
+    return Look(fits, room, retry_ms, starts, resets, 0, 0, 0, _THERE if found else None)
 
 
 def _put(rows: Rows, one: Charge, seen: Look, now_ms: int) -> None:

@@ -14,8 +14,8 @@ class Ledger(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Entry)
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", port), _Entry)
         self.received: list[str] = []
         self.on_receipt: Callable[[], None] = lambda: None
 
@@ -43,8 +43,8 @@ class _Entry(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def ledger_backend() -> Generator[Ledger]:
-    with Ledger() as server:
+def ledger_backend(port: int = 0) -> Generator[Ledger]:
+    with Ledger(port) as server:
         serving = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         serving.start()
         try:

@@ -31,8 +31,8 @@ from broker.stores.sqlite.idempotency import KEPT_MS
 from broker.verifier import verify
 from tests.catalogs import catalog_of
 from tests.ledger import Ledger, ledger_backend
-from tests.records import HandClock
-from tests.world import a_call, agent, broker_with, records, reviewer, settings_in, until_state
+from tests.records import HOUR, HandClock
+from tests.world import a_call, agent, broker_with, perform, records, reviewer, settings_in, until_state
 
 pytestmark = pytest.mark.anyio
 ROOT = Path(__file__).parents[2]
@@ -266,7 +266,6 @@ input: {type: object, properties: {order: {type: string}, amount: {type: number}
 http: {method: POST, path: /refunds}
 caps: {timeout: 5s}
 """
-HOUR = 3_600_000
 
 
 async def refund(broker: Broker, order: str, amount: float, key: str = "", name: str = "bot") -> Answer:
@@ -369,6 +368,28 @@ async def test_every_attempt_of_a_keyed_call_is_one_to_its_backend(
         await send(broker, "another", 2)
         second = (await records(broker))[0].call_id
     assert ledger.received == [first, second]
+
+
+async def test_so_it_is_with_one_that_a_grant_lets_run(tmp_path: Path, free_port: int) -> None:
+    async with broker_with(tmp_path, MANIFESTS.replace("PORT", str(free_port))) as broker:
+        with pytest.raises(Held) as held:
+            await perform(broker, "work", {"n": 60}, agent(scopes=["work"], issuer="settings"), may_wait=False)
+        grant = await broker.grants.propose(
+            reviewer(),
+            call_id=str(held.value.facts["hold_id"]),
+            count=9,
+            when="args.n < 90",
+            until_ms=broker.clock.now_ms() + HOUR,
+            via="test",
+        )
+        await broker.grants.decide(reviewer("raul"), grant.grant_id, decision="approve", reason="fine", via="test")
+        with pytest.raises(Unavailable):
+            await send(broker, "k", 61)
+        first = (await records(broker))[0].call_id
+        with ledger_backend(free_port) as ledger:
+            await send(broker, "k", 61)
+            await send(broker, "k", 61)
+    assert ledger.received == [first]
 
 
 async def test_a_keyed_call_goes_on_when_its_client_goes_away_and_its_retry_is_given_the_answer(

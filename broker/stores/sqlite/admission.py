@@ -73,7 +73,7 @@ def _hold(tx: Transaction, intent: Intent, first: str) -> Admission:
     if attached is not None:
         idempotency.take(tx, intent, attached.call_id)
         return Admission("attached", invocation=attached)
-    if intent.grants and (granted := _granted(tx, intent)) is not None:
+    if intent.grants and (granted := _granted(tx, intent, first)) is not None:
         return granted
     over = hold.over_cap(tx, intent)
     if over is not None:
@@ -88,7 +88,7 @@ def _hold(tx: Transaction, intent: Intent, first: str) -> Admission:
     return Admission("held", quotas=states, invocation=hold.open_(tx, intent, later))
 
 
-def _granted(tx: Transaction, intent: Intent) -> Admission | None:
+def _granted(tx: Transaction, intent: Intent, first: str) -> Admission | None:
     """Let a call run that a rule holds and a standing grant covers; None when none does any more. Its use is counted,
     and the grant stands in the record as what decided."""
     tx.db.execute("savepoint granted")
@@ -103,8 +103,8 @@ def _granted(tx: Transaction, intent: Intent) -> Admission | None:
         return _over(tx, intent, over)
     tx.db.execute("release granted")
     runs = replace(intent, called=intent.called._replace(rule=f"grant/{used}"), terms=None)
-    _write(tx, runs, "dispatching", states=states, facts={"grant": used, "held_by": intent.called.rule})
-    return Admission("dispatching", quotas=states)
+    _write(tx, runs, "dispatching", states=states, facts={"grant": used, "held_by": intent.called.rule}, first=first)
+    return Admission("dispatching", quotas=states, sent_as=first)
 
 
 def _over(tx: Transaction, intent: Intent, over: QuotaState) -> Admission:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from broker.catalog.catalog import BackendPlan
 from broker.catalog.draft import Draft, backend_timeout_s, closed, hints, properties_of
 from broker.catalog.manifest import Declared, blocks_of
 from broker.catalog.schema import NOTHING, Checker, SchemaError
-from broker.document import did_you_mean
+from broker.document import Loc, did_you_mean
 from broker.errors import Problem
 from broker.model.shared import Pool, one
 from broker.policies.idempotency import Derivation
 from broker.ports import BackendKind
+
+# Where one of these stands, what names an object has is not said in one place.
+_OPEN = ("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "patternProperties", "dependentSchemas")
 
 
 def tool_draft(
@@ -106,15 +109,35 @@ def _compiled(
 
 
 def _inside(declared: Declared[Any], schema: Mapping[str, Any] | None, problems: list[Problem]) -> None:
-    """Paths to redact begin with an argument there is."""
-    if schema is None or schema.get("additionalProperties") is not False:
-        return
-    names = properties_of(schema)
-    for index, path in enumerate(declared.spec.redact):
-        first = path.split(".")[0]
-        if first not in names:
-            message = f"redact[{index}]: {first!r} is no argument{did_you_mean(first, names)}"
-            problems.append(declared.problem(("redact", index), message))
+    """Paths of what records keep lead to arguments there are: a wrong one would leave in clear what it means."""
+    spec = declared.spec
+    paths: list[tuple[str, Loc]] = [(path, ("redact", index)) for index, path in enumerate(spec.redact)]
+    paths += [(path, ("record", "fields", path)) for path in spec.record.fields]
+    for path, loc in paths:
+        if schema is not None and (unknown := _unknown(schema, path)) is not None:
+            name, names = unknown
+            word = f"redact[{loc[1]}]" if loc[0] == "redact" else "record.fields"
+            message = f"{word}: {name!r} is no argument{did_you_mean(name, names)}"
+            problems.append(declared.problem(loc, message, at_key=loc[0] == "record"))
+
+
+def _unknown(schema: Mapping[str, Any], path: str) -> tuple[str, Mapping[str, Any]] | None:
+    """The first name of a path that its schema does not have, and those it has there; None when that cannot be said."""
+    here: Any = schema
+    for name in path.split("."):
+        while isinstance(here, dict) and "properties" not in here and "items" in here:
+            here = cast("dict[str, Any]", here)["items"]
+        if not isinstance(here, dict) or any(word in here for word in _OPEN):
+            return None
+        found = cast("dict[str, Any]", here)
+        names: Any = found.get("properties")
+        if found.get("additionalProperties", False) is not False or not isinstance(names, dict):
+            return None
+        known = cast("dict[str, Any]", names)
+        if name not in known:
+            return name, known
+        here = known[name]
+    return None
 
 
 def _timeout(declared: Declared[Any], plan: BackendPlan, problems: list[Problem]) -> float:

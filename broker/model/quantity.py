@@ -10,6 +10,7 @@ import re
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+MOST_BYTES = 2**62
 _WRITTEN = re.compile(r"([0-9]+(?:\.[0-9]+)?)([A-Za-z]+)")
 
 
@@ -30,8 +31,8 @@ def size_bytes(written: object) -> int:
         value: float = written
     else:
         value = _amount(written, _BYTES, "a size such as 512B, 64KiB or 1MiB, or a whole number of bytes")
-    if value < 0 or value != int(value):
-        raise ValueError("a size is a whole number of bytes that is not negative")
+    if not 0 <= value < MOST_BYTES or value != int(value):
+        raise ValueError("a size is a whole number of bytes, not negative and below 4 EiB")
     return int(value)
 
 

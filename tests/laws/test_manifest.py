@@ -130,6 +130,21 @@ def test_names_are_plain_ascii(tmp_path: Path, name: str, kind: str) -> None:
     assert "name: a name has 1 to 64" in told
 
 
+CARD = """input:
+  type: object
+  properties:
+    card: {type: object, properties: {number: {type: string}}}
+    cards: {type: array, items: {type: object, properties: {number: {type: string}}}}
+    open: {type: object, properties: {a: {}}, additionalProperties: true}
+    either: {anyOf: [{type: object, properties: {a: {}}}, {type: string}]}
+"""
+
+
+def test_a_path_that_may_be_there_is_taken(tmp_path: Path) -> None:
+    paths = ["card", "card.number", "cards.number", "open.x", "either.x", "card.number.x"]
+    catalog_of(tmp_path, NOTES + "---\n" + TOOL + CARD + f"redact: {paths}\n".replace("'", '"'))
+
+
 @pytest.mark.parametrize(
     ("second", "word"), [("note", "there is already one"), ("NOTE", "looks like 'note'"), ("Note", "looks like 'note'")]
 )
@@ -167,6 +182,13 @@ def test_the_brokers_own_names_are_reserved(tmp_path: Path, name: str) -> None:
         ("input: {type: object, properties: {a: {$ref: 'http://x/y'}}}", "input: a $ref points into this schema"),
         ("output: {type: string}", "output: structured content is an object"),
         ("inject: {a: caller.user}\ninput: {type: object, properties: {a: {}}}", "inject.a: `input` has it too"),
+        (CARD + "redact: [card.nmber]", "'nmber' is no argument; did you mean 'number'?"),
+        (CARD + "redact: [cards.nmber]", "'nmber' is no argument"),
+        (CARD + "record: {fields: {crad: none}}", "record.fields: 'crad' is no argument; did you mean 'card'?"),
+        (CARD + "record: {fields: {card.nmber: hmac}}", "'nmber' is no argument"),
+        ("caps: {result_bytes: 99999999999999999999GiB}", "below 4 EiB"),
+        ("caps: {result_bytes: 99999999999999999999}", "64 bits"),
+        (f"caps: {{result_bytes: {'9' * 400}B}}", "below 4 EiB"),
         ("redact: [cart.number]\ninput: {type: object, properties: {card: {}}}", "did you mean 'card'?"),
         ("result: {select: 'a['}", "result.select: not a JMESPath expression"),
     ],

@@ -16,6 +16,7 @@ What is checked, in one snapshot of the file, also while a broker writes to it:
 - heads of ended chains as later chains saw them (`seen`), so a chain that was cut or removed is missed;
 - each record of a call, its hold and its kept arguments: exactly what its entries say, none missing, none too many,
   nothing erased that no entry says was erased;
+- the indices by which people find calls: a record that is missing in one would be there, and nobody would see it;
 - anchors and checkpoints: entries noted outside of the database, so a restored old copy is missed too.
 """
 

@@ -44,6 +44,8 @@ _RECORD = f"""create view record as select i.*, {", ".join(f"p.{name}" for name 
     {", ".join(f"t.{name}" for name in CALLED_SHARED)} from invocation i
     cross join caller p on p.id = i.caller cross join called t on t.id = i.called"""  # noqa: S608 – constants
 
+_INDICES = "pragma main.integrity_check('invocation')"  # SQLite's own: each row is in each index, as it is
+
 _NAMED = "select 'caller', id from caller union all select 'called', id from called"
 
 
@@ -183,6 +185,9 @@ def _end(whole: Whole, db: sqlite3.Connection, records: Records) -> None:
     stray = db.execute(_STRAY_HOLD).fetchone()
     if stray is not None:
         raise FoundError(_nowhere(), f"call {stray[0]} has a hold that no entry speaks of: it was inserted")
+    (said,) = db.execute(_INDICES).fetchone()
+    if said != "ok":
+        raise FoundError(_nowhere(), f"calls are not found by what they are, because an index is damaged: {said}")
 
 
 def _nowhere() -> Spot:

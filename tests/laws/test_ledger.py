@@ -381,6 +381,25 @@ def test_what_shows_all_columns_of_a_call_is_what_it_was(database: Path, change:
     assert "`record`" in fault_after(database, "drop view record", view.replace(*change)).what
 
 
+@pytest.mark.parametrize("shown", ["where agent <> 'cat'", None])
+def test_a_record_that_its_index_hides_is_found(database: Path, shown: str | None) -> None:
+    """It would be there, and no question by its agent would find it."""
+    known = "create index invocation_agent on invocation (agent)"
+    other = f"{known} {shown}" if shown else known.replace("(agent)", "(replace(agent, 'cat', 'dog'))")
+    with by_hand(database) as db:
+        for sql in (other, known):
+            db.execute("pragma writable_schema = on")
+            db.execute("update sqlite_schema set sql = ? where name = 'invocation_agent'", (sql,))
+            db.execute("pragma writable_schema = reset")
+            if sql == other:
+                db.execute("reindex")
+        hidden = "select count(*) from invocation indexed by invocation_agent where agent = 'cat'"
+        assert db.execute(hidden).fetchone() == (0,)
+    fault = verify(database).fault
+    assert fault is not None
+    assert "index" in fault.what
+
+
 @pytest.mark.parametrize("column", columns("hold"))
 def test_a_changed_hold_is_found(database: Path, column: str) -> None:
     fault_after(database, "pragma foreign_keys = off", changed("hold", column, HOLD))

@@ -100,7 +100,7 @@ APP = Starlette(routes=[Route("/mcp", endpoint, methods=["POST"])])
         ("huge event", BrokerError), ("comments", TimedOut), ("flood", TimedOut), ("progress flood", TimedOut),
         ("short", Broken), ("html", AnswerWithheld), ("nan", AnswerWithheld), ("garbage", AnswerWithheld),
         ("array", AnswerWithheld), ("redirect", Rejected), ("accepted", Broken), ("no content", AnswerWithheld),
-        ("strange", AnswerWithheld), ("structured", AnswerWithheld),
+        ("strange", AnswerWithheld), ("structured", None),
     ],
 )  # fmt: skip
 async def test_only_the_call_that_was_misanswered_suffers(how: str, expected: type[BrokerError] | None) -> None:

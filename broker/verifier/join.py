@@ -73,8 +73,8 @@ def snapshot(path: Path) -> Generator[sqlite3.Connection]:
         yield db
 
 
-def walk_all(path: Path, db: sqlite3.Connection, processes: int = 0) -> Whole:
-    """Everything in this snapshot of the file. processes: 0 chooses. Raises sqlite3.Error, OSError."""
+def walk_all(path: Path, db: sqlite3.Connection, processes: int = 0, *, indices: bool = False) -> Whole:
+    """Everything in this snapshot of the file. processes, indices: as of `verify`. Raises sqlite3.Error, OSError."""
     last = int(db.execute("select coalesce(max(id), 0) from entry").fetchone()[0])
     count = processes or max(1, min(cpu_count() or 1, PROCESSES, last // ALONE))
     edges = [LEAST, *(last * number // count for number in range(1, count)), ALL]
@@ -93,6 +93,8 @@ def walk_all(path: Path, db: sqlite3.Connection, processes: int = 0) -> Whole:
             whole.erased += 0 if part is mine else part.erased
     try:
         _end(whole, db, records)
+        if indices:
+            _find_all(db)
     except FoundError as found:
         whole.fault = found.spot, found.what
     return whole
@@ -185,6 +187,10 @@ def _end(whole: Whole, db: sqlite3.Connection, records: Records) -> None:
     stray = db.execute(_STRAY_HOLD).fetchone()
     if stray is not None:
         raise FoundError(_nowhere(), f"call {stray[0]} has a hold that no entry speaks of: it was inserted")
+
+
+def _find_all(db: sqlite3.Connection) -> None:
+    """Every call is found by what it is. Raises FoundError."""
     (said,) = db.execute(_INDICES).fetchone()
     if said != "ok":
         raise FoundError(_nowhere(), f"calls are not found by what they are, because an index is damaged: {said}")

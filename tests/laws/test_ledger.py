@@ -395,7 +395,8 @@ def test_a_record_that_its_index_hides_is_found(database: Path, shown: str | Non
                 db.execute("reindex")
         hidden = "select count(*) from invocation indexed by invocation_agent where agent = 'cat'"
         assert db.execute(hidden).fetchone() == (0,)
-    fault = verify(database).fault
+    assert any("--indices" in limit for limit in verify(database).limits)
+    fault = verify(database, indices=True).fault
     assert fault is not None
     assert "index" in fault.what
 

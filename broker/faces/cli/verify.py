@@ -45,6 +45,10 @@ def verify(
             help="When all is well, write where the chains stand now.",
         ),
     ] = None,
+    indices: Annotated[
+        bool,
+        typer.Option("--indices", help="Also check that questions find every call; takes a fifth longer."),
+    ] = False,
     config: options.Config = None,
     as_json: options.Json = False,
 ) -> None:
@@ -71,7 +75,7 @@ def verify(
         raise SettingsError([Problem(str(anchor), 0, 0, "there is no such anchor; `--write-anchor FILE` writes one")])
     pinned = settings.directory / PUBLIC_FILE
     is_ours = not key and anchor is not None and pinned.is_file()
-    found = verifier.verify(database, anchor, key=_key(key or (str(pinned) if is_ours else "")))
+    found = verifier.verify(database, anchor, key=_key(key or (str(pinned) if is_ours else "")), indices=indices)
     if key and anchor is not None and found.ok and not found.checkpoints:
         unsigned = verifier.Fault("", 0, f"{anchor.name} holds nothing that is signed with this key", of_anchor=True)
         found = replace(found, ok=False, fault=unsigned)

@@ -87,6 +87,14 @@ class Process:
         """No more is written; what is, may still be read."""
         self._stdin.close()
 
+    def _is_unread(self) -> bool:
+        """Whether what was written waits, so that its pipe does not close by itself. Asked first, because asyncio's own
+        transport may not be aborted when it is about to close."""
+        try:
+            return self._stdin.transport.get_write_buffer_size() > 0
+        except RuntimeError:  # uvloop's, of what is closed
+            return False
+
     @property
     def code(self) -> int | None:
         """What it exited with; None while it runs."""
@@ -108,7 +116,7 @@ class Process:
         """Let go of its pipes, and end it if nothing else did; at most so long."""
         for output in self._outputs:
             output.close()
-        if not cast("IO[bytes]", self._child.stdin).closed:  # what was not read of it is lost
+        if not self._stdin.is_closing() or self._is_unread():
             self._stdin.transport.abort()
         if self.code is None:
             self._child.kill()

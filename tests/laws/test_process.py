@@ -106,15 +106,20 @@ async def test_what_cannot_be_started_leaves_nothing_open(tmp_path: Path) -> Non
     for command, cwd in (["/no/such/program"], tmp_path), ([sys.executable], tmp_path / "nowhere"):
         with pytest.raises(OSError):
             await Process.start(command, env={}, cwd=cwd)
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 async def test_what_was_ended_leaves_nothing_open(tmp_path: Path) -> None:
-    await (await started(tmp_path, ECHO)).close(10)
-    before = descriptors()
-    for _ in range(3):
+    async def come_and_go() -> None:
         process = await started(tmp_path, ECHO)
         await process.close(10)
         assert process.code is not None
-    await anyio.sleep(0.1)
-    assert descriptors() == before
+
+    await come_and_go()  # the loop has what it keeps
+    await anyio.sleep(0.5)
+    before = descriptors()
+    for _ in range(3):
+        await come_and_go()
+    with anyio.fail_after(10):  # the loop lets go of pipes in its next turns
+        while descriptors() > before:
+            await anyio.sleep(0.05)

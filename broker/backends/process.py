@@ -52,9 +52,9 @@ class Process:
             pass_fds=pass_fds,
         )
         process = cls(child)
-        with suppress(ProcessLookupError):  # it may have ended
-            os.setpriority(os.PRIO_PROCESS, child.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
         try:
+            with suppress(ProcessLookupError):  # it may have ended
+                os.setpriority(os.PRIO_PROCESS, child.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
             with anyio.CancelScope(shield=True):  # takes no time, and half of it would be lost
                 await process._connect()
         except BaseException:
